@@ -1,0 +1,159 @@
+"""The caller for pymmcore-plus: an MDA engine that focuses where the plan, or else the schedule, says so."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pymmcore_plus.core import CMMCorePlus
+from pymmcore_plus.core._sequencing import SequencedEvent
+from pymmcore_plus.mda import SkipEvent
+from pymmcore_plus.mda._generator_sequence import GeneratorMDASequence
+from useq import CustomAction, HardwareAutofocus, MDAEvent, MDASequence
+
+from mm_autofocus.autofocus import Autofocus, Placement
+from mm_autofocus.errors import SettingsError
+from mm_autofocus.events import from_useq, useq_channel_offset
+from mm_autofocus_hooks.mda_engine import CorrectedMDAEngine
+
+if TYPE_CHECKING:
+    from pymmcore_plus.mda._protocol import PImagePayload
+    from pymmcore_plus.metadata import SummaryMetaV1
+
+logger = logging.getLogger(__name__)
+
+
+def engine(autofocus: Autofocus, core: Any = None) -> AutofocusMDAEngine:
+    """Return an engine for ``core.mda.set_engine``; see `Autofocus.mda_engine`.
+
+    Raises
+    ------
+    SettingsError
+        When the core is not one of pymmcore-plus.
+    """
+    core = core if core is not None else autofocus.microscope.core.raw
+    if not isinstance(core, CMMCorePlus):
+        raise SettingsError(
+            f"{type(core).__name__} has no MDA engine; load the configuration into a pymmcore-plus core "
+            "(CMMCorePlus or AutofocusCore)"
+        )
+    return AutofocusMDAEngine(core, autofocus)
+
+
+class AutofocusMDAEngine(CorrectedMDAEngine):
+    """`CorrectedMDAEngine` that asks an `Autofocus` where each event belongs.
+
+    A sequence with an ``autofocus_plan`` is focused where that says (the failure policy applies; the core's AutoFocus
+    device is not needed); one without, where the schedule says. ``CustomAction(name="mm_autofocus")`` focuses too.
+    """
+
+    def __init__(self, mmc: CMMCorePlus, autofocus: Autofocus, **settings: Any) -> None:
+        super().__init__(mmc, **settings)
+        self.autofocus = autofocus
+        self._plan_says_when = False
+        self._error: BaseException | None = None
+
+    def setup_sequence(self, sequence: MDASequence) -> SummaryMetaV1 | None:
+        """Learn the plan and start.
+
+        Raises
+        ------
+        SettingsError
+            When plan, settings and instrument do not fit; nothing has moved.
+        """
+        self._plan_says_when = False
+        self._error = None
+        if not isinstance(sequence, GeneratorMDASequence):  # events from an iterable: the user has called plan()
+            self.autofocus.plan(sequence)
+            parts = [sequence, *(p.sequence for p in sequence.stage_positions if p.sequence is not None)]
+            self._plan_says_when = any(part.autofocus_plan is not None for part in parts)
+        self.autofocus.start()
+        return super().setup_sequence(sequence)
+
+    def correction(self, event: MDAEvent) -> float:
+        """Return what `Autofocus` adds to the nominal z of ``event``, in µm; never carries it outside the limits."""
+        z = self._z(event)
+        return 0.0 if z is None or event.z_pos is None else z - event.z_pos
+
+    def setup_event(self, event: MDAEvent) -> None:
+        """Set the hardware up, then focus if the schedule says so.
+
+        Raises
+        ------
+        SkipEvent
+            When the failure policy skips this position; the sink fills the gap.
+        """
+        try:
+            super().setup_event(event)
+            if isinstance(event.action, HardwareAutofocus | CustomAction):
+                return
+            first = event.events[0] if isinstance(event, SequencedEvent) else event
+            ours = from_useq(first)
+            if not self._plan_says_when and self.autofocus.wants(ours):
+                if isinstance(event, SequencedEvent):
+                    self._focus(first)
+                    super().setup_event(event)  # the z sequence is loaded again, corrected
+                else:
+                    self._focus(event)
+            placement = self.autofocus.where(ours)
+            if placement.skip:
+                frames = len(event.events) if isinstance(event, SequencedEvent) else 1
+                raise SkipEvent(frames, "the failure policy skips this position")
+            z = self._z(first)
+            if z is not None and first.z_pos is None:
+                self.autofocus.microscope.knob("z").set(z)
+            for one in event.events if isinstance(event, SequencedEvent) else (event,):
+                self.autofocus.hook.mmaf_event(event=from_useq(one), z=z)
+        except SkipEvent:
+            raise
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def exec_event(self, event: MDAEvent) -> Iterable[PImagePayload | None]:
+        """Execute an event; an autofocus action focuses with the strategy and the failure policy."""
+        action = event.action
+        if isinstance(action, HardwareAutofocus):
+            if action.autofocus_motor_offset is not None:
+                logger.warning(
+                    "autofocus_motor_offset = %s is for hardware autofocus and not used; set [stack] channel_offsets",
+                    action.autofocus_motor_offset,
+                )
+            self._focus(event)
+            return ()
+        if isinstance(action, CustomAction) and action.name == "mm_autofocus":
+            self._focus(event)
+            return ()
+        return super().exec_event(event)
+
+    def teardown_sequence(self, sequence: MDASequence) -> None:
+        """End the acquisition."""
+        super().teardown_sequence(sequence)
+        self.autofocus.finish(self._error)
+
+    def _focus(self, event: MDAEvent) -> Placement:
+        try:
+            placement = self.autofocus.focus(from_useq(event))
+        except BaseException as error:
+            self._error = error
+            raise
+        finally:
+            # the engine skips a channel that it believes to be set; focusing may have set another in between
+            self.mmcore._last_config = ("", "")
+        z = self._z(event)
+        if z is not None:
+            self.autofocus.microscope.knob("z").set(z)
+        if event.channel is not None:
+            self._set_event_channel(event)
+        return placement
+
+    def _z(self, event: MDAEvent) -> float | None:
+        """Absolute z of an event in µm, its channel's offset in the plan included, inside the limits."""
+        if "z" not in self.autofocus.settings.knobs:
+            return event.z_pos
+        z = self.autofocus.where(from_useq(event)).z
+        if z is None:
+            return None
+        return self.autofocus.microscope.knob("z").limits.clip(z + useq_channel_offset(event))
+

@@ -1,0 +1,161 @@
+"""The caller for pycro-manager: hooks that work on its Python and its Java backend alike.
+
+They keep the rules that both backends need: one argument, a dict or a list in and the same kind out, never None,
+plain floats, everything caught and handed to ``acquisition.abort(error)``, state outside the event.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+from mm_autofocus.autofocus import Autofocus
+from mm_autofocus.errors import FocusError
+from mm_autofocus.events import from_pycromanager
+from mm_autofocus.request import Event
+
+logger = logging.getLogger(__name__)
+
+PycroEvent = dict[str, Any] | list[dict[str, Any]]
+
+
+def hooks(autofocus: Autofocus) -> dict[str, Any]:
+    """Return the keyword arguments for ``pycromanager.Acquisition``; see `Autofocus.pycromanager_hooks`."""
+    caller = PycromanagerCaller(autofocus)
+    return {
+        "pre_hardware_hook_fn": caller.pre_hardware,
+        "post_hardware_hook_fn": caller.post_hardware,
+        "notification_callback_fn": caller.notified,
+    }
+
+
+class PycromanagerCaller:
+    """Places every event of an acquisition, and focuses where the schedule says so."""
+
+    def __init__(self, autofocus: Autofocus) -> None:
+        self._autofocus = autofocus
+        self._events: list[Event] = []
+        """What pre_hardware saw, with the nominal z, for the post_hardware that follows in the same thread."""
+        self._dark: tuple[bool, bool] | None = None
+        """Auto-shutter and shutter as they were before a skipped event."""
+        self._error: BaseException | None = None
+
+    # ------------------------------------------------------------------ the hooks
+    def pre_hardware(self, event: PycroEvent) -> PycroEvent | None:
+        """Correct the z of the event (or of each event of a burst) before the engine moves there.
+
+        None only after an abort on the Python backend: nothing moves any more.
+        """
+        try:
+            self._light()
+            several = event if isinstance(event, list) else [event]
+            self._events = [from_pycromanager(one) for one in several]
+            if len({one.z for one in self._events}) > 1 and self._autofocus.wants(self._events[0]):
+                # a z sequence can only be edited before the hardware is set up: go there and focus now
+                self._move_xy(self._events[0])
+                self._focus(self._events[0])
+            for one, ours in zip(several, self._events, strict=True):
+                z = self._autofocus.where(ours).z
+                if z is not None:
+                    one["z"] = z
+        except BaseException as error:
+            return self._abort(error, event)
+        return event
+
+    def post_hardware(self, event: PycroEvent) -> PycroEvent | None:
+        """Focus if it is time, and go to where this event belongs; None as in `pre_hardware`."""
+        try:
+            if not self._events:
+                raise FocusError("post_hardware came without pre_hardware; pass both hooks to the Acquisition")
+            autofocus = self._autofocus
+            first = self._events[0]
+            before = event["z"] if isinstance(event, dict) and "z" in event else None
+            if len({one.z for one in self._events}) > 1:  # the engine steps through z itself
+                placement = autofocus.where(first)
+            elif autofocus.wants(first):
+                placement = self._focus(first)
+            else:
+                placement = autofocus.where(first)
+                if not autofocus.microscope.core.camel and placement.z is not None:
+                    # the Java engine does not move to a z that equals its last one, wherever a hook has been
+                    autofocus.microscope.knob("z").set(placement.z)
+            if isinstance(event, dict) and placement.z is not None and placement.z != before:
+                event["z"] = float(placement.z)
+            if placement.skip:
+                self._darken()
+            for one in self._events:
+                autofocus.hook.mmaf_event(event=one, z=placement.z)
+        except BaseException as error:
+            return self._abort(error, event)
+        return event
+
+    def notified(self, notification: Any) -> None:
+        """Hear that the acquisition has finished; must not raise, or pycro-manager hangs."""
+        try:
+            if getattr(notification, "milestone", None) == "acq_events_finished":
+                self._light()
+                self._autofocus.finish(self._error)
+        except BaseException:
+            logger.exception("finishing the autofocus failed")
+
+    # ------------------------------------------------------------------ what they do
+    def _focus(self, event: Event) -> Any:
+        placement = self._autofocus.focus(event)
+        if placement.z is not None:
+            self._autofocus.microscope.knob("z").set(placement.z)
+        return placement
+
+    def _move_xy(self, event: Event) -> None:
+        core = self._autofocus.microscope.core
+        stage = str(core.get_xy_stage_device())
+        if stage and event.x is not None and event.y is not None:
+            core.set_xy_position(stage, float(event.x), float(event.y))
+            core.wait_for_device(stage)
+
+    def _darken(self) -> None:
+        """Keep the light off for a skipped event: the dataset keeps its shape, the specimen is spared."""
+        core = self._autofocus.microscope.core
+        shutter = str(core.get_shutter_device())
+        if not shutter:
+            logger.warning("the configuration has no shutter: skipped positions are exposed all the same")
+            return
+        self._dark = bool(core.get_auto_shutter()), bool(core.get_shutter_open())
+        core.set_auto_shutter(False)
+        core.set_shutter_open(False)
+
+    def _light(self) -> None:
+        if self._dark is not None:
+            auto, is_open = self._dark
+            self._dark = None
+            core = self._autofocus.microscope.core
+            core.set_shutter_open(is_open)
+            core.set_auto_shutter(auto)
+
+    # ------------------------------------------------------------------ errors
+    def _abort(self, error: BaseException, event: PycroEvent) -> PycroEvent | None:
+        """End the acquisition with ``error``: raised when it is awaited, with every image so far kept.
+
+        An exception that leaves a hook makes the Python backend end silently, and the Java backend raise.
+        """
+        if self._error is None:
+            self._error = error
+        acquisition = _acquisition()
+        if acquisition is None:
+            raise error
+        logger.error("the acquisition ends: %s", error)
+        acquisition.abort(self._error)
+        return None if self._autofocus.microscope.core.camel else event
+
+
+def _acquisition() -> Any:
+    """Find the acquisition that runs this hook; pycro-manager hands hooks no reference to it."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        if frame.f_globals.get("__name__", "").startswith("pycromanager."):
+            found = frame.f_locals.get("acq")
+            if found is not None and hasattr(found, "abort"):
+                return found
+        frame = frame.f_back  # type: ignore[assignment]
+    return None
+

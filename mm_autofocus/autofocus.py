@@ -1,0 +1,508 @@
+"""The one orchestrator: every caller, whatever the engine, asks `Autofocus.at(event)` and goes where it says."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mm_autofocus import events as event_readers
+from mm_autofocus.errors import AcquisitionAborted, CancelledError, FocusError, SettingsError
+from mm_autofocus.ledger import Ledger
+from mm_autofocus.microscope import Microscope
+from mm_autofocus.plugins import Plugins, caller
+from mm_autofocus.policy import Action
+from mm_autofocus.request import Event, FocusRequest, Key, Limits, Prior
+from mm_autofocus.result import FocusResult, Status
+from mm_autofocus.run import FocusRun, start_values
+from mm_autofocus.settings import Settings
+from mm_autofocus.strategies.cascade import Cascade
+from mm_autofocus.strategy import Strategy
+
+logger = logging.getLogger(__name__)
+
+Plan = TypeVar("Plan", bound=Iterable[Any])
+
+MAX_ACTIONS = 10
+"""No failure policy may go on for longer than this at one event."""
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where an event is to be acquired.
+
+    ``z`` is absolute in µm, None to leave the stage alone. ``skip`` asks for an image without exposing the specimen.
+    """
+
+    z: float | None
+    result: FocusResult | None = None
+    skip: bool = False
+
+
+class Autofocus:
+    """Focus at the right events, within limits, and know what came of it.
+
+    Parameters
+    ----------
+    core
+        Any Micro-Manager core; None for the one that pycro-manager or pymmcore-plus has running, found when needed.
+    settings
+        The settings; None for the defaults.
+    strategy
+        Name of a strategy, or several to try in turn; in place of ``settings.strategy``.
+    plugins
+        Plugins beside those of the entry points; they are asked first.
+    clock, sleep
+        Time in seconds, monotonic, and how to wait; a simulation passes its own.
+    changes
+        Sections of the settings to replace, for instance ``schedule={"every": "well"}``.
+
+    Raises
+    ------
+    SettingsError
+        When something in the settings cannot be used; nothing has moved.
+    PluginError
+        When a plugin cannot be registered.
+    """
+
+    def __init__(
+        self,
+        core: Any = None,
+        settings: Settings | None = None,
+        *,
+        strategy: str | tuple[str, ...] | None = None,
+        plugins: Iterable[object] = (),
+        clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], None] = time.sleep,
+        **changes: Any,
+    ) -> None:
+        base = (settings or Settings()).model_dump(exclude_unset=True)
+        if strategy is not None:
+            changes["strategy"] = strategy
+        self.settings = Settings.parse({**base, **changes}) if changes else (settings or Settings())
+        self.plugins = Plugins(self.settings, plugins)
+        self.plugins.check_sections()
+        self.strategies: dict[str, Strategy] = {name: self.plugins.strategy(name) for name in self.settings.strategy}
+        self.plugins.add(Cascade(self.settings, self.strategies), "cascade")
+        self.hook = self.plugins.manager.hook
+        self.ledger = Ledger(self.settings.stack.focal_plane, self.settings.stack.channel_offsets)
+        self.results: list[FocusResult] = []
+        self.resume = threading.Event()
+        """Set it to go on after the failure policy has paused."""
+        self.paused = threading.Event()
+        """Set while the failure policy has paused."""
+        self._core = core
+        self._clock = clock
+        self._sleep = sleep
+        self._microscope: Microscope | None = None
+        self._skipped: set[Key] = set()
+        self._clipped: set[Key] = set()
+        self._started = False
+
+    @classmethod
+    def load(cls, path: str | Path, core: Any = None, **arguments: Any) -> Autofocus:
+        """Make an Autofocus from an ``autofocus.toml``; see the class for the errors."""
+        return cls(core, Settings.load(path), **arguments)
+
+    # ------------------------------------------------------------------ the instrument
+    @property
+    def microscope(self) -> Microscope:
+        """The microscope; connected, and the settings checked against it, on first use."""
+        if self._microscope is None:
+            core = self._core if self._core is not None else _running_core()
+            self._microscope = Microscope(core, self.settings, clock=self._clock, sleep=self._sleep)
+            self._check_ranges(self._microscope)
+        return self._microscope
+
+    @property
+    def depth_of_field_um(self) -> float:
+        """Depth of field of the microscope in µm; in focus means within half of it."""
+        return self.microscope.depth_of_field_um
+
+    def _check_ranges(self, microscope: Microscope) -> None:
+        """Raise `SettingsError` when a strategy's own range is wider than the limits, before anything moves."""
+        if "z" not in microscope.knobs:
+            return
+        width = microscope.knob("z").limits.width
+        for name, strategy in self.strategies.items():
+            wanted = getattr(strategy.settings, "range_um", None)
+            if wanted is not None and wanted > width:
+                limits = microscope.knob("z").limits
+                raise SettingsError(
+                    f"[strategies.{name}] range_um = {wanted:g} is wider than the limits of knob 'z', "
+                    f"[{limits.low:g}, {limits.high:g}]; narrow the range or widen [knobs.z] limits"
+                )
+
+    # ------------------------------------------------------------------ before
+    def plan(self, events: Plan) -> Plan:
+        """Learn a plan (pycro-manager events, or a ``useq.MDASequence``) and return it unchanged.
+
+        An iterator is used up and returned as a list. Call it before acquiring, so that the focal plane of every
+        z-stack is known from the plan.
+
+        Raises
+        ------
+        SettingsError
+            When the plan is empty, or reaches outside the limits of the stage. Nothing has moved.
+        """
+        if isinstance(events, dict):
+            events = [events]  # type: ignore[assignment]
+        if not hasattr(events, "__len__") and not hasattr(events, "stage_positions"):
+            events = list(events)  # type: ignore[assignment]
+        read = event_readers.read_plan(events)
+        limits = self.microscope.knob("z").limits if "z" in self.settings.knobs else None
+        for event in read:
+            if limits is not None and event.z is not None and event.z not in limits:
+                raise SettingsError(
+                    f"the plan goes to z = {event.z:g} at {dict(event.axes)}, outside the limits "
+                    f"[{limits.low:g}, {limits.high:g}] of knob 'z'; nothing has moved. Correct the plan, or "
+                    "[knobs.z] limits."
+                )
+        self.ledger.plan(read)
+        return events
+
+    def start(self) -> None:
+        """Begin an acquisition: connect, check, and tell the plugins. Called on first use if you do not.
+
+        Raises
+        ------
+        SettingsError
+            When something in the settings does not fit the instrument; nothing has moved.
+        """
+        if self._started:
+            return
+        self.microscope.cancel.clear()
+        _ = self.depth_of_field_um
+        self.hook.mmaf_start(autofocus=self)
+        self._started = True
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """End an acquisition: tell the plugins. The results stay until the next `start`."""
+        if self._started:
+            self._started = False
+            self.hook.mmaf_finish(autofocus=self, error=error)
+
+    def reset(self) -> None:
+        """Forget plan, corrections and results, for a new acquisition with the same settings."""
+        self.finish()
+        self.ledger.clear()
+        self.results.clear()
+        self._skipped.clear()
+        self._clipped.clear()
+
+    def cancel(self) -> None:
+        """Stop the present run at its next step (from any thread); the instrument is put back."""
+        self.microscope.cancel.set()
+        self.resume.set()
+
+    # ------------------------------------------------------------------ at an event
+    def wants(self, event: Event) -> bool:
+        """Whether the schedule wants to focus at this event."""
+        if not self._started:
+            self.start()
+        return bool(self.hook.mmaf_should_focus(event=event, ledger=self.ledger))
+
+    def at(self, event: Event) -> Placement:
+        """Focus here if the schedule says so, and return where to acquire this event.
+
+        Raises
+        ------
+        AcquisitionAborted, CancelledError
+            When the failure policy, or the user, ends the acquisition.
+        """
+        placement = self.focus(event) if self.wants(event) else self.where(event)
+        self.hook.mmaf_event(event=event, z=placement.z)
+        return placement
+
+    def where(self, event: Event) -> Placement:
+        """Return where to acquire this event with what is known now, without focusing.
+
+        A correction never carries an image outside the limits: it is taken at the limit then, and a warning is logged.
+        """
+        if not self.ledger.has(event):
+            focal = self.expected(event)
+            if focal is not None:  # noted, so that every slice and channel of this place is placed alike
+                self.ledger.record(event, focal, time=self._clock(), measured=False)
+        z = self.ledger.position(event)
+        return Placement(self._within(event, z), skip=bool(self._skipped) and event.key in self._skipped)
+
+    def expected(self, event: Event) -> float | None:
+        """Where the focal plane is expected (absolute µm).
+
+        As recorded at this place and time, else by the map, else as recorded here before, else as last measured nearby.
+        """
+        if self.ledger.has(event):
+            return self.ledger.focal_z(event)
+        prior = self.predict(event)
+        if prior is not None:
+            return prior.mean
+        known = self.ledger.focal_z(event)
+        return known if known is not None else self.ledger.last_good(event)
+
+    def predict(self, event: Event) -> Prior | None:
+        """Ask the plugins (the focus map) where the focal plane is."""
+        prior: Prior | None = self.hook.mmaf_predict(event=event, ledger=self.ledger)
+        return prior
+
+    def focus(self, event: Event | None = None) -> Placement:
+        """Focus here and now, apply the failure policy, and return where to acquire.
+
+        Parameters
+        ----------
+        event
+            The event; None for here and now: the search starts where the stages stand, and whatever is expected
+            is a prior only.
+
+        Raises
+        ------
+        AcquisitionAborted, CancelledError
+            When the failure policy, or the user, ends the acquisition. The instrument is as it was.
+        """
+        if not self._started:
+            self.start()
+        request = self._request(event) if event is not None else self._request(self._here(), from_here=True)
+        event = request.event
+        result = self._first_run(request)
+        end: BaseException | None = None
+        z: float | None = result.end[result.knob]
+        measured = result.ok
+        if not result.ok:
+            try:
+                result, z, measured = self._handle_failure(request, result)
+            except (AcquisitionAborted, CancelledError) as error:
+                end = error
+                result = result.model_copy(update={"action": (*result.action, "abort")})
+        self.results.append(result)
+        if z is not None and end is None:
+            self.ledger.record(event, z, time=self._clock(), measured=measured)
+        self.hook.mmaf_focused(request=request, result=result)
+        if end is not None:
+            raise end
+        where = self.where(event)
+        return replace(where, z=where.z if event.z is not None else z, result=result)
+
+    # ------------------------------------------------------------------ callers
+    def pycromanager_hooks(self) -> dict[str, Any]:
+        """Return the keyword arguments for ``pycromanager.Acquisition`` that make it focus."""
+        hooks: dict[str, Any] = caller("pycromanager")(self)
+        return hooks
+
+    def mda_engine(self, core: Any = None) -> Any:
+        """Return a pymmcore-plus MDA engine that focuses; use it with ``core.mda.set_engine(engine)``."""
+        return caller("mda")(self, core)
+
+    # ------------------------------------------------------------------ one run
+    def _request(self, event: Event, *, from_here: bool = False) -> FocusRequest:
+        microscope = self.microscope
+        start = self._start_values()
+        limits = {name: knob.limits for name, knob in microscope.knobs.items()}
+        prior = self.predict(event)
+        knob = "z" if "z" in start else next(iter(start))
+        if knob == "z" and not from_here:
+            expected = self.expected(event)
+            if expected is None:
+                expected = self.ledger.reference(event)
+            if expected is not None:
+                start["z"] = limits["z"].clip(expected)
+        return FocusRequest(
+            event=event,
+            start=start,
+            limits=limits,
+            knob=knob,
+            prior=prior,
+            budget=self.settings.budget.budget(),
+            depth_of_field_um=microscope.depth_of_field_um,
+            pixel_um=microscope.pixel_um,
+            seed=self.settings.seed,
+        )
+
+    def _start_values(self) -> dict[str, float]:
+        """Where the knobs are; one that cannot be trusted ends the acquisition, since nothing may be moved blindly."""
+        try:
+            return start_values(self.microscope, tuple(self.microscope.knobs))
+        except FocusError as error:
+            raise AcquisitionAborted(str(error)) from error
+
+    def _first_run(self, request: FocusRequest) -> FocusResult:
+        """Go to the start and focus; a stage that refuses is a failed run, for the policy to deal with."""
+        try:
+            self.microscope.knob(request.knob).set(request.start[request.knob])
+        except FocusError as error:
+            return FocusResult(
+                status=Status.FAILED, strategy=self.settings.strategy[0], knob=request.knob, start=dict(request.start),
+                end=dict(request.start), reason=str(error), axes=dict(request.event.axes), label=request.event.label,
+                x=request.event.x, y=request.event.y, time=self._clock(),
+            )  # fmt: skip
+        return self._checked(self.hook.mmaf_focus(request=request, run=self._run))
+
+    def _run(self, strategy: Strategy, request: FocusRequest) -> FocusResult:
+        run = FocusRun(
+            self.microscope, strategy, request, verify=self.settings.verify, on_frame=self._tell_frame
+        )  # fmt: skip
+        return run()
+
+    def _tell_frame(self, request: FocusRequest, frame: Any, purpose: str) -> None:
+        self.hook.mmaf_frame(request=request, frame=frame, purpose=purpose)
+
+    def _checked(self, result: object) -> FocusResult:
+        """Apply the confidence threshold; a plugin that answers with something else is an error."""
+        if not isinstance(result, FocusResult):
+            raise AcquisitionAborted(
+                f"mmaf_focus answered with {type(result).__name__}; a plugin must return a FocusResult"
+            )
+        if result.ok and result.confidence < self.settings.min_confidence:
+            reason = f"confidence {result.confidence:.2f} is below min_confidence {self.settings.min_confidence:g}"
+            joined = f"{reason}; {result.reason}" if result.reason else reason
+            return result.model_copy(update={"status": Status.LOW_CONFIDENCE, "reason": joined})
+        return result
+
+    # ------------------------------------------------------------------ failure
+    def _handle_failure(
+        self, request: FocusRequest, result: FocusResult
+    ) -> tuple[FocusResult, float | None, bool]:  # fmt: skip
+        """Follow the policy; return the result, the focal z to use (None: none), and whether it was measured."""
+        knob = request.knob
+        while True:
+            action: Action | None = self.hook.mmaf_focus_failed(request=request, result=result, ledger=self.ledger)
+            if action is None or len(result.action) >= MAX_ACTIONS:
+                action = Action("stay")
+            logger.info("%s: %s (%s) -> %s", _name(request.event), result.status, result.reason, action.name)
+            result = result.model_copy(update={"action": (*result.action, action.name)})
+            if action.name == "accept":
+                return result, result.end[knob], True
+            if action.name == "stay":
+                return result, self._stay(request), False
+            if action.name in ("use_map", "use_last_good"):
+                if action.z is None or action.z not in request.limits[knob] or not self._moved(knob, action.z):
+                    continue
+                return result.model_copy(update={"final": action.z}), action.z, False
+            if action.name == "skip":
+                self._skipped.add(request.event.key)
+                return result, self._stay(request), False
+            if action.name == "abort":
+                if result.status is Status.CANCELLED:
+                    raise CancelledError(result.reason)
+                raise AcquisitionAborted(
+                    f"focusing at {_name(request.event)} ended with {result.status}: {result.reason} The failure "
+                    "policy says abort ([failure])."
+                )
+            if action.name == "pause":
+                self._pause(request, result)
+                retried = self._again(request, result, request.window)
+            else:
+                retried = self._again(request, result, _widened(request, result, action.factor))
+            if retried.ok:
+                return retried, retried.end[knob], True
+            result = retried
+
+    def _again(self, request: FocusRequest, before: FocusResult, window: Limits | None) -> FocusResult:
+        request = replace(request, window=window, attempt=len(before.action))
+        if window is not None:
+            request = replace(request, prior=None)
+        result = self._checked(self.hook.mmaf_focus(request=request, run=self._run))
+        return result.model_copy(
+            update={
+                "action": before.action,
+                "images": before.images + result.images,
+                "dose": before.dose + result.dose,
+                "seconds": before.seconds + result.seconds,
+                "compute_seconds": before.compute_seconds + result.compute_seconds,
+                "moves": before.moves + result.moves,
+                "samples": before.samples + result.samples,
+            }
+        )
+
+    def _stay(self, request: FocusRequest) -> float | None:
+        """Put the knob back to the start; as a focal plane the start only counts when it was expected to be one."""
+        start = request.start[request.knob]
+        self._moved(request.knob, start)
+        return start if request.knob == "z" else None
+
+    def _moved(self, name: str, target: float) -> bool:
+        """Go there if possible; a stage that refuses is logged, and the policy goes on."""
+        knob = self.microscope.knob(name)
+        try:
+            if abs(knob.get() - target) > 1e-6:
+                knob.set(target)
+        except FocusError as error:
+            logger.error("%s", error)
+            return False
+        return True
+
+    def _pause(self, request: FocusRequest, result: FocusResult) -> None:
+        self.resume.clear()
+        self.paused.set()
+        logger.warning("paused at %s: %s; call autofocus.resume.set() to go on", _name(request.event), result.reason)
+        try:
+            self.resume.wait()
+        finally:
+            self.paused.clear()
+        self.microscope.check_cancel()
+
+    # ------------------------------------------------------------------ small things
+    def _within(self, event: Event, z: float | None) -> float | None:
+        if z is None or "z" not in self.settings.knobs:
+            return z
+        limits = self.microscope.knob("z").limits
+        if z in limits:
+            return z
+        if event.key not in self._clipped:
+            self._clipped.add(event.key)
+            logger.warning(
+                "%s: z = %g is outside the limits [%g, %g]; acquired at the limit", _name(event), z, *_pair(limits)
+            )
+        return limits.clip(z)
+
+    def _here(self) -> Event:
+        core = self.microscope.core
+        stage = str(core.get_xy_stage_device())
+        if not stage:
+            return Event()
+        x, y = float(core.get_x_position(stage)), float(core.get_y_position(stage))
+        return Event(axes={"position": f"x {x:.0f} y {y:.0f}"}, x=x, y=y)
+
+
+def _widened(request: FocusRequest, result: FocusResult, factor: float) -> Limits:
+    """A window ``factor`` times as wide as what was searched, around where it was searched, inside the limits."""
+    searched = [s.knobs[request.knob] for s in result.samples if request.knob in s.knobs]
+    start = request.start[request.knob]
+    half = max((abs(z - start) for z in searched), default=0.0)
+    half = max(half, 2.0 * request.depth_of_field_um) * factor
+    return Limits(start - half, start + half).intersect(request.limits[request.knob])
+
+
+def _pair(limits: Limits) -> tuple[float, float]:
+    return limits.low, limits.high
+
+
+def _name(event: Event) -> str:
+    return event.label or event.well or (str(dict(event.axes)) if event.axes else "this position")
+
+
+def _running_core() -> Any:
+    """Find the core that runs in this process.
+
+    Raises
+    ------
+    SettingsError
+        When none does.
+    """
+    launcher = sys.modules.get("mmpycorex.launcher")
+    cores = getattr(launcher, "_PYMMCORES", None)
+    if cores:
+        return cores[-1]
+    if getattr(launcher, "_JAVA_HEADLESS_SUBPROCESSES", None) and "pycromanager" in sys.modules:
+        return sys.modules["pycromanager"].Core()
+    if "pymmcore_plus" in sys.modules:
+        core = sys.modules["pymmcore_plus"].CMMCorePlus.instance()
+        if len(core.getLoadedDevices()) > 1:
+            return core
+    raise SettingsError(
+        "no Micro-Manager core with a configuration runs in this process; pass one: Autofocus(core), with a pymmcore, "
+        "pymmcore-plus or pycro-manager core"
+    )
