@@ -1,0 +1,388 @@
+"""What a report is made of: the fields acquired, the focus runs behind them, and the numbers that sum them up."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, Self
+
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from mm_autofocus.request import Event
+from mm_autofocus.result import FocusResult, Status
+
+ACTION_WORDS = {
+    "accept": "accepted the result as it was",
+    "widen": "searched a wider window",
+    "use_map": "went to the focus map's prediction",
+    "use_last_good": "went to the last good focus nearby",
+    "stay": "stayed where the run began",
+    "skip": "skipped the position",
+    "pause": "paused for the operator",
+    "abort": "ended the acquisition",
+}
+
+_PACKAGES = ("mm-autofocus", "numpy", "scipy", "plotly", "pymmcore", "pymmcore-plus", "pycromanager", "torch")
+
+
+def _none_unless_finite(value: object) -> object:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+Finite = Annotated[float | None, BeforeValidator(_none_unless_finite)]
+
+
+class FieldRecord(BaseModel):
+    """One field of view as it was acquired.
+
+    Attributes
+    ----------
+    label
+        Name of the position ("B7_0001").
+    well
+        Name of the well ("B7"); taken from the label when absent, None for positions outside a plate.
+    x, y
+        Stage position in µm.
+    z
+        Height in µm (absolute) at which the focal plane's slice was acquired; None when it was not acquired.
+    truth_z
+        True focal height in µm, from the simulation or a truth sweep; None when unknown.
+    blank
+        True for a well without specimen; None when unknown.
+    result_index
+        Index of the focus run that served this field in ``ReportData.results``; None without one.
+    before, after
+        Image before and after focusing: a path, or the bytes of an image file.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    well: str | None = None
+    x: Finite = None
+    y: Finite = None
+    z: Finite = None
+    truth_z: Finite = None
+    blank: bool | None = None
+    result_index: int | None = None
+    before: bytes | str | Path | None = None
+    after: bytes | str | Path | None = None
+
+    @property
+    def error_um(self) -> float | None:
+        """Acquired minus true focal height in µm, None where either is unknown."""
+        return None if self.z is None or self.truth_z is None else self.z - self.truth_z
+
+    @property
+    def place(self) -> str:
+        """The well, or the label of a position outside a plate."""
+        return self.well or Event(label=self.label).well or self.label
+
+
+class MethodSummary(BaseModel):
+    """One row of the table of methods.
+
+    Attributes
+    ----------
+    name
+        "autofocus", "without autofocus", "OughtaFocus" ...
+    fields, scored
+        Number of fields, and of those with a known true focal height; ``scored`` None means all.
+    in_focus
+        Fields within half the depth of field of the truth; None when no truth is known.
+    blank_fields, blank_in_focus
+        The same two numbers for the blank wells among them.
+    median_um, p95_um, worst_um
+        Median, 95th percentile and maximum of the absolute error in µm.
+    runs, converged
+        Number of focus runs, and of those that converged.
+    images, dose, dose_unit
+        Spent on focusing.
+    instrument_seconds, compute_seconds
+        Time for moving and imaging, and for computing; ``compute_seconds`` None when it was not measured apart.
+    false_confident
+        Fields out of focus although their run converged.
+    note
+        Remark for the table.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    fields: int
+    scored: int | None = None
+    in_focus: int | None = None
+    blank_fields: int = 0
+    blank_in_focus: int | None = None
+    median_um: Finite = None
+    p95_um: Finite = None
+    worst_um: Finite = None
+    runs: int = 0
+    converged: int = 0
+    images: int = 0
+    dose: float = 0.0
+    dose_unit: str = "ms"
+    instrument_seconds: float = 0.0
+    compute_seconds: Finite = None
+    false_confident: int | None = None
+    note: str = ""
+
+    @property
+    def denominator(self) -> int:
+        """Number of fields that ``in_focus`` is counted among."""
+        return self.fields if self.scored is None else self.scored
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % Wilson interval of the fraction in focus, None without truth."""
+        return wilson(self.in_focus, self.denominator) if self.in_focus is not None else None
+
+
+class Incident(BaseModel):
+    """A run that did not converge, that needed the failure policy to, or that converged out of focus."""
+
+    model_config = ConfigDict(frozen=True)
+
+    label: str
+    field_index: int | None
+    status: Status
+    reason: str
+    actions: tuple[str, ...]
+    final_z: Finite
+    error_um: Finite
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the versions of Python and of the packages that matter here, those that are installed."""
+    versions = {"Python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for name in _PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+class ReportData(BaseModel):
+    """Everything the report shows.
+
+    Attributes
+    ----------
+    title, created
+        Heading, and when the acquisition was made.
+    instrument, plan
+        Lines for the header: objective, pixel size ...; wells, fields, slices, channels ...
+    depth_of_field_um
+        Depth of field in µm; in focus means within half of it.
+    strategy
+        Name of the strategy or cascade.
+    results, fields
+        The focus runs in order, and the fields acquired.
+    methods
+        Rows to compare; the first is the autofocus of this report. Empty: made from fields and results.
+    dataset
+        ``path``, ``images expected`` and ``images present`` of the acquired data.
+    settings_toml
+        The settings as TOML text.
+    notes
+        Remarks for the reader.
+    dose_unit
+        Unit of the dose of the results.
+    versions
+        Version by package name.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    title: str
+    created: datetime = Field(default_factory=lambda: datetime.now().astimezone())
+    instrument: dict[str, str] = {}
+    plan: dict[str, str] = {}
+    depth_of_field_um: float = Field(gt=0, allow_inf_nan=False)
+    strategy: str = ""
+    results: list[FocusResult] = []
+    fields: list[FieldRecord] = []
+    methods: list[MethodSummary] = []
+    dataset: dict[str, Any] = {}
+    settings_toml: str = ""
+    notes: list[str] = []
+    dose_unit: str = "ms"
+    versions: dict[str, str] = Field(default_factory=installed_versions)
+
+    @model_validator(mode="after")
+    def _indices_exist(self) -> Self:
+        for field in self.fields:
+            if field.result_index is not None and not 0 <= field.result_index < len(self.results):
+                have = len(self.results)
+                raise ValueError(
+                    f"field {field.label!r}: result_index {field.result_index} is not one of {have} results"
+                )
+        return self
+
+    @property
+    def tolerance_um(self) -> float:
+        """Largest absolute error in µm that counts as in focus: half the depth of field."""
+        return self.depth_of_field_um / 2
+
+    @property
+    def has_truth(self) -> bool:
+        """True when the true focal height of at least one field is known."""
+        return any(field.error_um is not None for field in self.fields)
+
+    @property
+    def table(self) -> list[MethodSummary]:
+        """The methods to compare, at least the autofocus itself."""
+        if self.methods or not self.fields:
+            return self.methods
+        own = summarise("autofocus", self.fields, self.results, self.depth_of_field_um, dose_unit=self.dose_unit)
+        return [own]
+
+    def result_of(self, field: FieldRecord) -> FocusResult | None:
+        """Return the focus run that served a field."""
+        return None if field.result_index is None else self.results[field.result_index]
+
+    def own_fields(self) -> dict[int, int]:
+        """Return, by index of a result, the index of the field it was measured at."""
+        own: dict[int, int] = {}
+        for index, field in enumerate(self.fields):
+            result = field.result_index
+            if result is not None and (result not in own or self.results[result].label == field.label):
+                own[result] = index
+        return own
+
+    def scored_runs(self) -> list[tuple[FocusResult, float]]:
+        """Return each focus run with its own error in µm (end minus truth), where the truth is known."""
+        scored = []
+        for result_index, field_index in sorted(self.own_fields().items()):
+            result, truth = self.results[result_index], self.fields[field_index].truth_z
+            end = result.end.get(result.knob)
+            if truth is not None and end is not None and math.isfinite(end):
+                scored.append((result, end - truth))
+        return scored
+
+    def status_counts(self) -> Counter[Status]:
+        """Return how often each status occurred, the most frequent first."""
+        return Counter(dict(Counter(result.status for result in self.results).most_common()))
+
+    def incidents(self) -> list[Incident]:
+        """Return, in order, the runs that did not converge, needed the failure policy, or converged out of focus."""
+        own, found = self.own_fields(), []
+        for index, result in enumerate(self.results):
+            field_index = own.get(index)
+            field = None if field_index is None else self.fields[field_index]
+            error = field.error_um if field else None
+            wrong = result.ok and error is not None and abs(error) > self.tolerance_um
+            if result.ok and not result.action and not wrong:
+                continue
+            found.append(
+                Incident(
+                    label=result.label or (field.label if field else f"run {index + 1}"),
+                    field_index=field_index,
+                    status=result.status,
+                    reason="confident and wrong: out of focus" if wrong else result.reason,
+                    actions=result.action,
+                    final_z=result.final if result.final is not None else result.end.get(result.knob),
+                    error_um=error,
+                )
+            )
+        return found
+
+    @property
+    def headline(self) -> str:
+        """The one sentence that a reader takes away."""
+        rows = [row for row in self.table if row.in_focus is not None]
+        if rows:
+            first, *others = rows
+            text = (
+                f"{first.in_focus} of {first.denominator} fields in focus (|error| ≤ {self.tolerance_um:.2g} µm) "
+                f"{_with(first.name)}"
+            )
+            return ", ".join([text, *(f"{row.in_focus} {_with(row.name)}" for row in others)])
+        if not self.results:
+            return "No focus run was recorded."
+        converged = sum(result.ok for result in self.results)
+        text = f"{converged} of {len(self.results)} focus runs converged"
+        failed = len(self.results) - converged
+        return f"{text}; the failure policy handled the other {failed}" if failed else text
+
+
+def _with(name: str) -> str:
+    return name if name.lower().startswith(("without", "no ", "with ")) else f"with {name}"
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson score interval of a proportion, (0, 1) when ``n`` is 0.
+
+    Source: E. B. Wilson, J. Am. Stat. Assoc. 22 (1927) 209, without continuity correction.
+    """
+    if n <= 0:
+        return 0.0, 1.0
+    z = 1.959963984540054
+    p = successes / n
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def summarise(
+    name: str,
+    fields: Sequence[FieldRecord],
+    results: Sequence[FocusResult],
+    depth_of_field_um: float,
+    *,
+    dose_unit: str = "ms",
+    note: str = "",
+) -> MethodSummary:
+    """Sum up one method.
+
+    Parameters
+    ----------
+    name
+        Name of the method for the table.
+    fields
+        What was acquired; a field that has a truth but was not acquired counts as out of focus.
+    results
+        The focus runs. Where their ``details`` hold ``compute_seconds``, that part of their time counts as computing
+        and the rest as the instrument's.
+    depth_of_field_um
+        In focus means within half of it.
+    dose_unit, note
+        Handed on.
+    """
+    scored = [field for field in fields if field.truth_z is not None]
+    errors = [abs(field.error_um) for field in scored if field.error_um is not None]
+    blank = [field for field in scored if field.blank]
+    sharp = {id(f) for f in scored if f.error_um is not None and abs(f.error_um) <= depth_of_field_um / 2}
+    confident = [f for f in scored if f.result_index is not None and results[f.result_index].ok]
+    compute = _compute_seconds(result.details for result in results)
+    return MethodSummary(
+        name=name,
+        fields=len(fields),
+        scored=len(scored),
+        in_focus=len(sharp) if scored else None,
+        blank_fields=len(blank),
+        blank_in_focus=sum(id(f) in sharp for f in blank) if blank else None,
+        median_um=float(np.median(errors)) if errors else None,
+        p95_um=float(np.percentile(errors, 95)) if errors else None,
+        worst_um=max(errors, default=None),
+        runs=len(results),
+        converged=sum(result.ok for result in results),
+        images=sum(result.images for result in results),
+        dose=sum(result.dose for result in results),
+        dose_unit=dose_unit,
+        instrument_seconds=sum(result.seconds for result in results) - (compute or 0.0),
+        compute_seconds=compute,
+        false_confident=sum(id(f) not in sharp for f in confident) if scored else None,
+        note=note,
+    )
+
+
+def _compute_seconds(details: Iterable[Mapping[str, Any]]) -> float | None:
+    seconds = [float(d["compute_seconds"]) for d in details if isinstance(d.get("compute_seconds"), int | float)]
+    return sum(seconds) if seconds else None
