@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import platform
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
@@ -105,7 +105,7 @@ class MethodSummary(BaseModel):
     images, dose, dose_unit
         Spent on focusing.
     instrument_seconds, compute_seconds
-        Time for moving and imaging, and for computing; ``compute_seconds`` None when it was not measured apart.
+        Time by the microscope's clock, and time spent in the strategies' code; None when it was not measured.
     false_confident
         Fields out of focus although their run converged.
     note
@@ -348,8 +348,7 @@ def summarise(
     fields
         What was acquired; a field that has a truth but was not acquired counts as out of focus.
     results
-        The focus runs. Where their ``details`` hold ``compute_seconds``, that part of their time counts as computing
-        and the rest as the instrument's.
+        The focus runs; their ``seconds`` are by the microscope's clock, which in a simulation leaves computing out.
     depth_of_field_um
         In focus means within half of it.
     dose_unit, note
@@ -360,7 +359,7 @@ def summarise(
     blank = [field for field in scored if field.blank]
     sharp = {id(f) for f in scored if f.error_um is not None and abs(f.error_um) <= depth_of_field_um / 2}
     confident = [f for f in scored if f.result_index is not None and results[f.result_index].ok]
-    compute = _compute_seconds(result.details for result in results)
+    compute = sum(result.compute_seconds for result in results)
     return MethodSummary(
         name=name,
         fields=len(fields),
@@ -376,13 +375,8 @@ def summarise(
         images=sum(result.images for result in results),
         dose=sum(result.dose for result in results),
         dose_unit=dose_unit,
-        instrument_seconds=sum(result.seconds for result in results) - (compute or 0.0),
-        compute_seconds=compute,
+        instrument_seconds=sum(result.seconds for result in results),
+        compute_seconds=compute or None,
         false_confident=sum(id(f) not in sharp for f in confident) if scored else None,
         note=note,
     )
-
-
-def _compute_seconds(details: Iterable[Mapping[str, Any]]) -> float | None:
-    seconds = [float(d["compute_seconds"]) for d in details if isinstance(d.get("compute_seconds"), int | float)]
-    return sum(seconds) if seconds else None

@@ -116,5 +116,5 @@ def _run(label: str, trouble: str, true_z: float, number: int, rng: np.random.Ge
         start_score=samples[0].score, samples=tuple(samples), images=len(samples) * (2 if "widen" in action else 1),
         dose=20.0 * len(samples), seconds=1.5 + rng.gamma(2, 0.2), moves=len(samples), reason=reason, action=action,
         final=true_z + float(rng.normal(0, 0.9)) if back else None, prior_mean=prior, prior_sd=float(spread),
-        label=label, details={"compute_seconds": 0.21},
+        label=label, compute_seconds=0.21,
     )  # fmt: skip
