@@ -5,22 +5,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from mm_autofocus_devices.autofocus_device import AutoFocusDevice
-from mm_autofocus_devices.core import AutofocusCore
 from pymmcore_plus.experimental.unicore import pymm_property
 
 from mm_autofocus.autofocus import Autofocus
 from mm_autofocus.errors import FocusError, SettingsError
 from mm_autofocus.result import FocusResult
 from mm_autofocus.settings import Settings
+from mm_autofocus_devices.autofocus_device import AutoFocusDevice
+from mm_autofocus_devices.core import AutofocusCore
+
+CONFIGS = Path(__file__).parent / "configs"
 
 
 class StrategyAutofocus(AutoFocusDevice):
     """Micro-Manager's AutoFocus device over `mm_autofocus.Autofocus`.
 
-    Pre-init properties: ``Settings`` (path of an autofocus.toml, relative to the configuration file's user; empty for
-    the defaults) and ``Strategy`` (overrides the file). A script that has made its own `Autofocus` hands it over with
-    `use`.
+    Pre-init properties: ``Settings`` (path of an autofocus.toml, looked for in the working directory and beside the
+    configurations that come with mm-autofocus; empty for the defaults) and ``Strategy`` (overrides the file). A
+    script that has made its own `Autofocus` hands it over with `use`.
     """
 
     def __init__(self) -> None:
@@ -61,7 +63,7 @@ class StrategyAutofocus(AutoFocusDevice):
             When it cannot be used.
         """
         if self._path:
-            Settings.load(self._path)
+            Settings.load(_find(self._path))
 
     def use(self, autofocus: Autofocus) -> None:
         """Focus with this `Autofocus` from now on, plugins and results shared with the script that made it."""
@@ -78,7 +80,7 @@ class StrategyAutofocus(AutoFocusDevice):
         """
         if self._autofocus is None:
             arguments: dict[str, Any] = {"strategy": self._strategy} if self._strategy else {}
-            settings = Settings.load(Path(self._path)) if self._path else None
+            settings = Settings.load(_find(self._path)) if self._path else None
             self._autofocus = Autofocus(self.mmcore, settings, **arguments)
         return self._autofocus
 
@@ -133,3 +135,10 @@ class StrategyAutofocus(AutoFocusDevice):
         if not abs(offset) < float("inf"):
             raise SettingsError(f"autofocus offset {offset} is not a finite number of µm")
         self._offset = float(offset)
+
+
+def _find(path: str) -> Path:
+    """Look for a settings file in the working directory, then among those that come with the devices."""
+    found = Path(path).expanduser()
+    shipped = CONFIGS / path
+    return shipped if not found.exists() and shipped.exists() else found
