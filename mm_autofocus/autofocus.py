@@ -96,6 +96,8 @@ class Autofocus:
         """Set it to go on after the failure policy has paused."""
         self.paused = threading.Event()
         """Set while the failure policy has paused."""
+        self.ended_by: BaseException | None = None
+        """What ended the last acquisition before its time; None when nothing did."""
         self._core = core
         self._clock = clock
         self._sleep = sleep
@@ -177,12 +179,14 @@ class Autofocus:
         if self._started:
             return
         self.microscope.cancel.clear()
+        self.ended_by = None
         _ = self.depth_of_field_um
         self.hook.mmaf_start(autofocus=self)
         self._started = True
 
     def finish(self, error: BaseException | None = None) -> None:
         """End an acquisition: tell the plugins. The results stay until the next `start`."""
+        self.ended_by = error or self.ended_by
         if self._started:
             self._started = False
             self.hook.mmaf_finish(autofocus=self, error=error)
@@ -214,6 +218,8 @@ class Autofocus:
         ------
         AcquisitionAborted, CancelledError
             When the failure policy, or the user, ends the acquisition.
+        SettingsError
+            When the event is a slice of a stack that was never planned.
         """
         placement = self.focus(event) if self.wants(event) else self.where(event)
         self.hook.mmaf_event(event=event, z=placement.z)
@@ -225,6 +231,7 @@ class Autofocus:
         A correction never carries an image outside the limits: it is taken at the limit then, and a warning is logged.
         """
         if not self.ledger.has(event):
+            self.ledger.reference(event)  # raises for a stack that was never planned, before anything moves
             focal = self.expected(event)
             if focal is not None:  # noted, so that every slice and channel of this place is placed alike
                 self.ledger.record(event, focal, time=self._clock(), measured=False)
@@ -355,6 +362,8 @@ class Autofocus:
             raise AcquisitionAborted(
                 f"mmaf_focus answered with {type(result).__name__}; a plugin must return a FocusResult"
             )
+        for name, value in result.end.items():  # a cascade's best result need not be its last
+            self._moved(name, value)
         if result.ok and result.confidence < self.settings.min_confidence:
             reason = f"confidence {result.confidence:.2f} is below min_confidence {self.settings.min_confidence:g}"
             joined = f"{reason}; {result.reason}" if result.reason else reason

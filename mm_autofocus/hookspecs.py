@@ -14,7 +14,6 @@ import pluggy
 
 if TYPE_CHECKING:
     from mm_autofocus.autofocus import Autofocus
-
     from mm_autofocus.ledger import Ledger
     from mm_autofocus.policy import Action
     from mm_autofocus.request import Event, FocusRequest, Prior

@@ -157,10 +157,16 @@ class FocusRequest:
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     def search_window(self, range_um: float) -> Limits:
-        """Return the interval to search: ``window``, or ``range_um`` around prior or start, inside the limits."""
+        """Return the interval to search, inside the limits.
+
+        It is ``window`` when the request has one, else ``range_um`` around the prior or the start; a prior that is
+        less sure than that widens it to 3 SD on either side.
+        """
         limits = self.limits[self.knob]
         if self.window is not None:
             return self.window.intersect(limits)
-        centre = self.prior.mean if self.prior is not None else self.start[self.knob]
+        centre, half = self.start[self.knob], range_um / 2
+        if self.prior is not None:
+            centre, half = self.prior.mean, max(half, 3.0 * self.prior.sd)
         centre = limits.clip(centre)
-        return Limits(centre - range_um / 2, centre + range_um / 2).intersect(limits)
+        return Limits(centre - half, centre + half).intersect(limits)

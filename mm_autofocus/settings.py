@@ -171,7 +171,8 @@ class ScheduleSettings(Section):
         "position" (default; each position and grid tile at each time), "well", "channel", "time", "event",
         "unsure" (when the focus map's SD exceeds ``unsure_um``), or "never".
     frames, minutes
-        Not again before this many events, or this long, have passed since the last run at the same place; 0: no wait.
+        Not again before this many events at that place, or this long, have passed since the last run there; 0: no
+        wait.
     unsure_um
         With "unsure": focus when the map's SD exceeds this. None: a quarter of the depth of field.
     channels

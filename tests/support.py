@@ -131,7 +131,8 @@ class FakeCore:
 
 
 def contrast(frame: Frame) -> float:
-    return float(np.asarray(frame.image, dtype=float).std())
+    image = np.asarray(frame.image, dtype=float)
+    return float(np.square(np.diff(image, axis=1)).mean() / image.mean())
 
 
 class Stack:

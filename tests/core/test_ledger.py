@@ -21,8 +21,8 @@ def base(position: int) -> float:
     return 10.0 * position
 
 
-def plan(order: tuple[str, ...], slices: list[float], times: int = 2, positions: int = 2, grids: int = 2) -> list[Event]:
-    sizes = {"time": times, "position": positions, "grid": grids, "z": len(slices), "channel": 2}
+def plan(order: tuple[str, ...], slices: list[float]) -> list[Event]:
+    sizes = {"time": 2, "position": 2, "grid": 2, "z": len(slices), "channel": 2}
     events = []
     for indices in itertools.product(*(range(sizes[a]) for a in order)):
         axes: dict[str, Any] = dict(zip(order, indices, strict=True))
@@ -91,7 +91,8 @@ def test_a_correction_is_carried_to_the_next_time_and_not_to_another_place() -> 
 
 def test_last_good_is_the_nearest_measured_place_and_respects_each_places_base() -> None:
     ledger = Ledger()
-    a, b, c = (Event(axes={"position": i}, x=x, y=0.0, z=z) for i, (x, z) in enumerate([(0, 0), (9000, 10), (9500, 20)]))
+    places = [(0, 0), (9000, 10), (9500, 20)]
+    a, b, c = (Event(axes={"position": i}, x=x, y=0.0, z=z) for i, (x, z) in enumerate(places))
     ledger.plan([a, b, c])
     assert ledger.last_good(c) is None
     ledger.record(a, 1.0)

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
-from support import FakeCore, Scripted, Stack, request, settings, state
 
 from mm_autofocus.microscope import Microscope
 from mm_autofocus.request import Budget
@@ -20,6 +19,7 @@ from mm_autofocus.result import Status
 from mm_autofocus.run import FocusRun
 from mm_autofocus.settings import VerifySettings
 from mm_autofocus.strategy import Look, Verdict
+from support import FakeCore, Scripted, Stack, request, settings, state
 
 
 def run(core: FakeCore, strategy: Any, **changes: Any) -> Any:
@@ -205,8 +205,8 @@ def test_cancel_stops_at_the_next_step() -> None:
 def test_camera_settings_of_a_look_are_put_back() -> None:
     core = FakeCore(focus=5.0)
     look = Look({"z": 5.0}, exposure_ms=99.0, roi=(8, 8, 16, 16))
-    result = run(core, Scripted([look], Verdict({"z": 5.0}, 0.9)), settings={
-        "microscope": {"depth_of_field_um": 2.0, "exposure_ms": 20.0, "binning": 2, "roi": [0, 0, 32, 32]}})  # fmt: skip
+    imaging = {"depth_of_field_um": 2.0, "exposure_ms": 20.0, "binning": 2, "roi": [0, 0, 32, 32]}
+    result = run(core, Scripted([look], Verdict({"z": 5.0}, 0.9)), settings={"microscope": imaging})
     assert result.ok
     assert (core.exposure, core.roi, core.binning) == (10.0, [0, 0, 64, 48], "1")
     assert core.z == 5.0

@@ -1,0 +1,363 @@
+"""The main job in simulation: scan a multiwell plate in focus, and say what it cost and how good it was."""
+
+from __future__ import annotations
+
+import logging
+import random
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import useq
+from rich.console import Console
+
+from mm_autofocus.autofocus import Autofocus
+from mm_autofocus.cli.acquire import acquire_mda, acquire_pycromanager, acquire_script
+from mm_autofocus.cli.toml import to_toml
+from mm_autofocus.errors import FocusError, SettingsError
+from mm_autofocus.hookspecs import hookimpl
+from mm_autofocus.report.data import FieldRecord, MethodSummary, ReportData, summarise
+from mm_autofocus.report.html import write_report
+from mm_autofocus.report.text import print_summary
+from mm_autofocus.request import Event
+from mm_autofocus.result import FocusResult
+from mm_autofocus.settings import Settings
+from mm_autofocus_devices.autofocus_strategy import CONFIGS
+from mm_autofocus_devices.core import AutofocusCore
+from mm_autofocus_devices.plate import PlateInstrument, discard_instrument, open_instrument
+from mm_autofocus_hooks.progress import Progress
+from mm_autofocus_hooks.recorder import thumbnail_paths
+
+logger = logging.getLogger(__name__)
+
+INSTRUMENT = "plate"
+COLUMNS = 12
+FIELD_PITCH_UM = 300.0
+SLICE_UM = 1.0
+
+
+class TruthScorer:
+    """Notes, for every event in the focal plane, how far from the true focus it was taken; scores, never steers."""
+
+    def __init__(self, instrument: PlateInstrument, focal_slice: int, channel: str) -> None:
+        self._instrument = instrument
+        self._slice, self._channel = focal_slice, channel
+        self.places: dict[Any, tuple[Event, float | None, float, bool]] = {}
+
+    @hookimpl
+    def mmaf_event(self, event: Event, z: float | None) -> None:
+        """Compare where this event is taken with where the focus truly is."""
+        if event.axes.get("z", 0) == self._slice and event.channel == self._channel:
+            x, y = float(event.x or 0.0), float(event.y or 0.0)
+            truth = self._instrument.true_focus_um(x, y, self._channel)
+            self.places[event.key] = event, z, truth, self._instrument.is_blank(x, y)
+
+
+@dataclass
+class PlateDemo:
+    """One run of ``mm-autofocus demo plate``; see the command's options.
+
+    Raises
+    ------
+    SettingsError
+        When the options or the output folder cannot be used; nothing has been acquired.
+    """
+
+    wells: int = 24
+    fields: int = 2
+    engine: str = "pycromanager"
+    strategy: str = "sweep"
+    settings: Path | None = None
+    out: Path = Path("demo_output")
+    seed: int = 1
+    height_span_um: float = 250.0
+    specimen: str = "fluorescence"
+    peer: bool = True
+    quiet: bool = False
+    blank_wells: tuple[str, ...] | None = None
+    drift_um_per_hour: float = 3.0
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+    def run(self) -> dict[str, Any]:
+        """Acquire, score, report; return the outcome as a JSON-serialisable dictionary."""
+        began = time.perf_counter()
+        self.out = _fresh_folder(self.out)
+        plan = self._plan(0.0)
+        with self._microscope() as (core, instrument):
+            settings = self._settings()
+            base = self._focus_by_hand(core, instrument, settings)
+            plan = self._plan(base)
+            events = [event for event in plan if event.action.type == "acquire_image"]
+            scorer = TruthScorer(instrument, focal_slice=1, channel="DAPI")
+            plugins: list[Any] = [scorer]
+            if not self.quiet:
+                plugins.append(Progress(len(events), self.wells, self.console))
+            autofocus = Autofocus(
+                core, settings, plugins=plugins, clock=lambda: instrument.clock_s, sleep=instrument.advance
+            )
+            dataset = self._acquire(core, autofocus, plan)
+            results = list(autofocus.results)
+            scope = _describe(core, autofocus)
+            depth = autofocus.depth_of_field_um
+            ours = self._fields(scorer, results)
+        without = [f.model_copy(update={"z": base, "result_index": None, "before": None, "after": None}) for f in ours]
+        methods = [
+            summarise(f"autofocus ({', '.join(settings.strategy)})", ours, results, depth),
+            summarise("without autofocus", without, [], depth, note="focused by hand in the first well"),
+        ]
+        if self.peer:
+            methods += self._peers(base, depth)
+        data = ReportData(
+            title=f"Plate scan, {self.wells} wells × {self.fields} fields",
+            created=datetime.now().astimezone(),
+            instrument=scope,
+            plan={
+                "wells": str(self.wells), "fields per well": str(self.fields), "slices": f"3, {SLICE_UM:g} µm apart",
+                "channels": "DAPI, FITC", "engine": self.engine, "seed": str(self.seed),
+                "plate height": f"{self.height_span_um:g} µm over the plate",
+            },
+            depth_of_field_um=depth,
+            strategy=", ".join(settings.strategy),
+            results=results,
+            fields=ours,
+            methods=methods,
+            dataset=dataset,
+            settings_toml=to_toml(settings.model_dump(mode="json", exclude_unset=True)),
+        )  # fmt: skip
+        path = write_report(data, self.out / "report.html")
+        if not self.quiet:
+            print_summary(data, self.console)
+            self.console.print(f"dataset {dataset['path']}\nreport  {path}", highlight=False, soft_wrap=True)
+        return {
+            "report": str(path), "dataset": dataset, "seconds": time.perf_counter() - began,
+            "depth_of_field_um": depth, "methods": [m.model_dump(mode="json") for m in methods],
+            "headline": data.headline,
+        }  # fmt: skip
+
+    # ------------------------------------------------------------------ the plate
+    def _names(self) -> list[tuple[int, int]]:
+        """Rows and columns of the wells, in a snake; a block of half the columns until the plate is full."""
+        columns = COLUMNS if self.wells > 48 else min(6, self.wells)
+        wells = []
+        for row in range(-(-self.wells // columns)):
+            across = range(columns) if row % 2 == 0 else reversed(range(columns))
+            wells += [(row, column) for column in across]
+        return wells[: self.wells]
+
+    def _blank(self) -> tuple[str, ...]:
+        if self.blank_wells is not None:
+            return self.blank_wells
+        names = [f"{chr(65 + row)}{column + 1}" for row, column in self._names()][1:]
+        return tuple(sorted(random.Random(self.seed).sample(names, min(len(names), round(self.wells / 16)))))
+
+    def _plan(self, z: float) -> useq.MDASequence:
+        rows, columns = zip(*self._names(), strict=True)
+        plate = useq.WellPlatePlan.model_validate(
+            {
+                "plate": "96-well",
+                "a1_center_xy": (0.0, 0.0),
+                "selected_wells": (rows, columns),
+                "well_points_plan": useq.GridRowsColumns(
+                    rows=1, columns=self.fields, fov_width=FIELD_PITCH_UM, fov_height=FIELD_PITCH_UM
+                ),
+            }
+        )
+        return useq.MDASequence.model_validate(
+            {
+                "axis_order": "pcz",
+                "stage_positions": [{"x": p.x, "y": p.y, "z": z, "name": p.name} for p in plate],
+                "channels": [{"group": "Channel", "config": name, "exposure": 50.0} for name in ("DAPI", "FITC")],
+                "z_plan": {"range": 2 * SLICE_UM, "step": SLICE_UM},
+                "autofocus_plan": useq.AxesBasedAF(axes=("p",)) if self.engine == "mda" else None,
+            }
+        )
+
+    @contextmanager
+    def _microscope(self) -> Iterator[tuple[AutofocusCore, PlateInstrument]]:
+        """Load plate.cfg with the demo's options into a fresh core, and unload it afterwards."""
+        text = (CONFIGS / "plate.cfg").read_text(encoding="utf-8")
+        options = {
+            "Seed": self.seed, "HeightSpanUm": self.height_span_um, "Specimen": self.specimen,
+            "DriftUmPerHour": self.drift_um_per_hour, "BlankWells": ";".join(self._blank()),
+        }  # fmt: skip
+        lines = []
+        for line in text.splitlines():
+            for name, value in options.items():
+                start = f"#py Property,Camera,{name},"
+                line = f"{start}{value}" if line.startswith(start) else line
+            lines.append(line)
+        path = self.out / "plate.cfg"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        discard_instrument(INSTRUMENT)
+        core = AutofocusCore()
+        try:
+            core.loadSystemConfiguration(path)
+            yield core, open_instrument(INSTRUMENT)
+        finally:
+            core.unloadAllDevices()
+            discard_instrument(INSTRUMENT)
+
+    def _settings(self, **changes: Any) -> Settings:
+        settings = Settings.load(self.settings or CONFIGS / "plate.toml")
+        data = settings.model_dump(exclude_unset=True)
+        if self.settings is None:
+            data["strategy"] = self.strategy
+        data["recorder"] = {**data.get("recorder", {}), "folder": str(self.out)}
+        return Settings.parse({**data, **changes})
+
+    def _focus_by_hand(self, core: AutofocusCore, instrument: PlateInstrument, settings: Settings) -> float:
+        """Find the focus in the first well over the whole travel, as a person does before starting."""
+        data = settings.model_dump(exclude_unset=True)
+        data |= {"map": {"enabled": False}, "recorder": {}, "strategy": ("sweep",), "verify": {"enabled": True}}
+        data["strategies"] = {"sweep": {**data.get("strategies", {}).get("sweep", {}), "range_um": 400}}
+        first = next(iter(self._plan(0.0)))
+        if first.x_pos is not None and first.y_pos is not None:
+            core.setXYPosition(first.x_pos, first.y_pos)
+            core.waitForDevice(core.getXYStageDevice())
+        autofocus = Autofocus(
+            core, Settings.parse(data), clock=lambda: instrument.clock_s, sleep=instrument.advance
+        )  # fmt: skip
+        result = autofocus.focus().result
+        autofocus.finish()
+        if result is None or not result.ok:
+            raise FocusError(
+                f"no focus was found in the first well ({result.reason if result else 'no result'}); choose another "
+                "--seed, or --height-span 100"
+            )
+        return result.end["z"]
+
+    # ------------------------------------------------------------------ acquiring and scoring
+    def _acquire(self, core: AutofocusCore, autofocus: Autofocus, plan: useq.MDASequence) -> dict[str, Any]:
+        with _cancel_on_ctrl_c(autofocus):
+            if self.engine == "pycromanager":
+                return acquire_pycromanager(core, autofocus, plan, self.out)
+            if self.engine == "mda":
+                return acquire_mda(core, autofocus, plan, self.out)
+            return acquire_script(core, autofocus, plan, self.out)
+
+    def _fields(self, scorer: TruthScorer, results: list[FocusResult]) -> list[FieldRecord]:
+        by_key = {Event(axes=r.axes).key: i for i, r in enumerate(results)}
+        if self.engine == "script":
+            by_key = {key: i for i, key in enumerate(scorer.places)}
+        records = []
+        lines = self.out / "focus.jsonl"
+        for key, (event, z, truth, blank) in scorer.places.items():
+            index = by_key.get(key)
+            before = after = None
+            if index is not None:
+                before, after = (p if p.exists() else None for p in thumbnail_paths(lines, index + 1))
+            records.append(
+                FieldRecord(
+                    label=event.label or str(key.position), well=event.well, x=event.x, y=event.y, z=z, truth_z=truth,
+                    blank=blank, result_index=index, before=before, after=after,
+                )
+            )
+        return records
+
+    def _peers(self, base: float, depth: float) -> list[MethodSummary]:
+        """Focus a plate of the same seed with Micro-Manager's OughtaFocus search, field by field."""
+        peers = {
+            "OughtaFocus (10 µm, tolerance 1 µm)": {"range_um": 10.0, "tolerance_um": 1.0},
+            "OughtaFocus (60 µm, tolerance 0.3 µm)": {"range_um": 60.0, "tolerance_um": 0.3},
+        }
+        summaries = []
+        for name, options in peers.items():
+            with self._microscope() as (core, instrument):
+                settings = self._settings(
+                    strategy="oughtafocus-brent", strategies={"oughtafocus-brent": options}, map={"enabled": False},
+                    verify={"enabled": False}, recorder={}, min_confidence=0.0,
+                    failure=dict.fromkeys(("no_signal", "at_limit", "low_confidence", "timed_out", "failed"), "stay"),
+                )  # fmt: skip
+                records, results = focus_everywhere(core, instrument, settings, self._plan(base), base)
+                note = "its defaults, from the last focus" if "10 µm" in name else "tuned, from the last focus"
+                summaries.append(summarise(name, records, results, depth, note=note))
+        return summaries
+
+
+def focus_everywhere(
+    core: AutofocusCore, instrument: PlateInstrument, settings: Settings, plan: useq.MDASequence, start: float
+) -> tuple[list[FieldRecord], list[FocusResult]]:
+    """Focus once at every position of a plan without acquiring, each from where the last one ended."""
+    autofocus = Autofocus(core, settings, clock=lambda: instrument.clock_s, sleep=instrument.advance)
+    records: list[FieldRecord] = []
+    autofocus.microscope.knob("z").set(start)
+    stage = core.getXYStageDevice()
+    for position in plan.stage_positions:
+        assert position.x is not None
+        assert position.y is not None
+        core.setXYPosition(position.x, position.y)
+        core.waitForDevice(stage)
+        autofocus.focus()
+        z = autofocus.microscope.knob("z").get()
+        records.append(
+            FieldRecord(
+                label=str(position.name), x=position.x, y=position.y, z=z,
+                truth_z=instrument.true_focus_um(position.x, position.y, "DAPI"),
+                blank=instrument.is_blank(position.x, position.y), result_index=len(records),
+            )
+        )
+    autofocus.finish()
+    return records, list(autofocus.results)
+
+
+def _describe(core: AutofocusCore, autofocus: Autofocus) -> dict[str, str]:
+    imaging = autofocus.settings.microscope
+    return {
+        "microscope": "simulated widefield microscope (plate.cfg)",
+        "objective": f"20x, NA {imaging.na:g}" if imaging.na else "20x",
+        "pixel": f"{core.getPixelSizeUm():g} µm",
+        "depth of field": f"{autofocus.depth_of_field_um:.2f} µm",
+        "camera": f"{core.getImageWidth()} × {core.getImageHeight()}, {core.getImageBitDepth()} bit",
+    }
+
+
+def _fresh_folder(out: Path) -> Path:
+    """Make the output folder; an earlier demo in it is moved aside into ``previous``.
+
+    Raises
+    ------
+    SettingsError
+        When it cannot be written to.
+    """
+    out = out.expanduser()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe = out / ".writable"
+        probe.write_text("")
+        probe.unlink()
+        for earlier in ("focus.jsonl", "thumbnails", "scan", "scan_1", "report.html"):
+            if (out / earlier).exists():
+                target = out / "previous"
+                target.mkdir(exist_ok=True)
+                shutil.rmtree(target / earlier, ignore_errors=True)
+                (target / earlier).unlink(missing_ok=True)
+                (out / earlier).rename(target / earlier)
+    except OSError as error:
+        raise SettingsError(f"--out {out} cannot be written to: {error}. Choose another folder.") from error
+    return out
+
+
+@contextmanager
+def _cancel_on_ctrl_c(autofocus: Autofocus) -> Iterator[None]:
+    """Let Ctrl-C stop a focus run in the engine's thread first, so that the instrument is put back."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: object) -> None:
+        autofocus.cancel()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
