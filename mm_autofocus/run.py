@@ -113,6 +113,8 @@ class FocusRun:
         self._on_frame = on_frame
         self._samples: list[Sample] = []
         self._start_frame: Frame | None = None
+        self._last_look: Look | None = None
+        """How the strategy images (camera, exposure, ROI): start and end are compared in the same way."""
         self._images0 = microscope.images
         self._dose0 = microscope.dose
         self._moves0 = microscope.moves
@@ -181,7 +183,10 @@ class FocusRun:
         self._microscope.check_cancel()
         targets = self._resolve(look)
         self._check_budget(look)
-        return self._take(targets, "search", look)
+        if self._last_look is not None and _imaging(look) != _imaging(self._last_look):
+            self._start_frame = None  # taken in another way than the end will be
+        self._last_look = look
+        return self._take(targets, "search")
 
     def _resolve(self, look: Look) -> dict[str, float]:
         targets: dict[str, float] = {}
@@ -220,8 +225,8 @@ class FocusRun:
             if dose > budget.dose:
                 raise BudgetError(f"the run's dose of {budget.dose:g} {imaging.dose_unit} is spent ([budget] dose)")
 
-    def _take(self, targets: Mapping[str, float], purpose: str, look: Look | None = None) -> Frame:
-        microscope = self._microscope
+    def _take(self, targets: Mapping[str, float], purpose: str) -> Frame:
+        microscope, look = self._microscope, self._last_look
         for name, value in targets.items():
             microscope.knob(name).set(value)
         image, exposure = microscope.snap(
@@ -280,11 +285,11 @@ class FocusRun:
         self, status: Status, start: dict[str, float], verdict: Verdict, target: dict[str, float]
     ) -> FocusResult:
         if self._start_frame is None:
-            self._check_budget(None, reserve=1)
+            self._check_budget(self._last_look, reserve=1)
             self._take(start, "start")
         assert self._start_frame is not None
         before = self._score(self._start_frame)
-        self._check_budget(None, reserve=0)
+        self._check_budget(self._last_look, reserve=0)
         frame = self._take(target, "verify")
         after = self._score(frame)
         self._samples[-1] = self._samples[-1].model_copy(update={"score": _finite(after)})
@@ -413,6 +418,10 @@ def start_values(microscope: Microscope, names: tuple[str, ...]) -> dict[str, fl
             )
         values[name] = knob.limits.clip(value)
     return values
+
+
+def _imaging(look: Look) -> tuple[object, ...]:
+    return look.camera, look.exposure_ms, look.roi
 
 
 def _sender(stepper: _Stepper, frame: Frame) -> Callable[[], Any]:

@@ -132,6 +132,14 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
         super().teardown_sequence(sequence)
         self.autofocus.finish(self._error)
 
+    def _set_event_z(self, event: MDAEvent) -> None:
+        """Move through the knob: inside the limits, backlash taken up."""
+        z = self._z(event.events[0] if isinstance(event, SequencedEvent) else event)
+        if z is None or "z" not in self.autofocus.settings.knobs:
+            super()._set_event_z(event)
+        else:
+            self.autofocus.microscope.knob("z").set(z)
+
     def _focus(self, event: MDAEvent) -> Placement:
         try:
             placement = self.autofocus.focus(from_useq(event))

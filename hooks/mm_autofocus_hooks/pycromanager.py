@@ -39,6 +39,8 @@ class PycromanagerCaller:
         """What pre_hardware saw, with the nominal z, for the post_hardware that follows in the same thread."""
         self._dark: tuple[bool, bool] | None = None
         """Auto-shutter and shutter as they were before a skipped event."""
+        self._approach = False
+        """Whether the engine moves this event's z against the backlash."""
         self._error: BaseException | None = None
 
     # ------------------------------------------------------------------ the hooks
@@ -59,6 +61,7 @@ class PycromanagerCaller:
                 z = self._autofocus.where(ours).z
                 if z is not None:
                     one["z"] = z
+            self._approach = self._wrong_way(several[0].get("z"))
         except BaseException as error:
             return self._abort(error, event)
         return event
@@ -77,8 +80,9 @@ class PycromanagerCaller:
                 placement = self._focus(first)
             else:
                 placement = autofocus.where(first)
-                if not autofocus.microscope.core.camel and placement.z is not None:
-                    # the Java engine does not move to a z that equals its last one, wherever a hook has been
+                if placement.z is not None and (self._approach or not autofocus.microscope.core.camel):
+                    # take up backlash; and the Java engine does not move to a z that equals its last one, wherever a
+                    # hook has been in between
                     autofocus.microscope.knob("z").set(placement.z)
             if isinstance(event, dict) and placement.z is not None and placement.z != before:
                 event["z"] = float(placement.z)
@@ -105,6 +109,11 @@ class PycromanagerCaller:
         if placement.z is not None:
             self._autofocus.microscope.knob("z").set(placement.z)
         return placement
+
+    def _wrong_way(self, z: float | None) -> bool:
+        """Whether the engine's own move to ``z`` will leave the stage's backlash in."""
+        knob = self._autofocus.microscope.knobs.get("z")
+        return z is not None and knob is not None and knob.backlash != 0 and (z - knob.get()) * knob.backlash < 0
 
     def _move_xy(self, event: Event) -> None:
         core = self._autofocus.microscope.core

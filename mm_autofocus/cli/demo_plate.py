@@ -31,7 +31,7 @@ from mm_autofocus.result import FocusResult
 from mm_autofocus.settings import Settings
 from mm_autofocus_devices.autofocus_strategy import CONFIGS
 from mm_autofocus_devices.core import AutofocusCore
-from mm_autofocus_devices.plate import PlateInstrument, discard_instrument, open_instrument
+from mm_autofocus_devices.plate import Exposure, PlateInstrument, discard_instrument, open_instrument
 from mm_autofocus_hooks.progress import Progress
 from mm_autofocus_hooks.recorder import thumbnail_paths
 
@@ -49,15 +49,18 @@ class TruthScorer:
     def __init__(self, instrument: PlateInstrument, focal_slice: int, channel: str) -> None:
         self._instrument = instrument
         self._slice, self._channel = focal_slice, channel
-        self.places: dict[Any, tuple[Event, float | None, float, bool]] = {}
+        self._exposures: dict[Any, tuple[Event, int]] = {}
 
     @hookimpl
-    def mmaf_event(self, event: Event, z: float | None) -> None:
-        """Compare where this event is taken with where the focus truly is."""
+    def mmaf_event(self, event: Event) -> None:
+        """Note which exposure will be this event's."""
         if event.axes.get("z", 0) == self._slice and event.channel == self._channel:
-            x, y = float(event.x or 0.0), float(event.y or 0.0)
-            truth = self._instrument.true_focus_um(x, y, self._channel)
-            self.places[event.key] = event, z, truth, self._instrument.is_blank(x, y)
+            self._exposures[event.key] = event, len(self._instrument.exposures)
+
+    def places(self) -> dict[Any, tuple[Event, Exposure | None]]:
+        """Return, for every place, its event and the exposure that followed: where the stage truly was."""
+        taken = self._instrument.exposures
+        return {key: (event, taken[i] if i < len(taken) else None) for key, (event, i) in self._exposures.items()}
 
 
 @dataclass
@@ -243,20 +246,22 @@ class PlateDemo:
             return acquire_script(core, autofocus, plan, self.out)
 
     def _fields(self, scorer: TruthScorer, results: list[FocusResult]) -> list[FieldRecord]:
+        places = scorer.places()
         by_key = {Event(axes=r.axes).key: i for i, r in enumerate(results)}
         if self.engine == "script":
-            by_key = {key: i for i, key in enumerate(scorer.places)}
+            by_key = {key: i for i, key in enumerate(places)}
         records = []
         lines = self.out / "focus.jsonl"
-        for key, (event, z, truth, blank) in scorer.places.items():
+        for key, (event, exposure) in places.items():
             index = by_key.get(key)
             before = after = None
             if index is not None:
                 before, after = (p if p.exists() else None for p in thumbnail_paths(lines, index + 1))
             records.append(
                 FieldRecord(
-                    label=event.label or str(key.position), well=event.well, x=event.x, y=event.y, z=z, truth_z=truth,
-                    blank=blank, result_index=index, before=before, after=after,
+                    label=event.label or str(key.position), well=event.well, x=event.x, y=event.y,
+                    z=exposure.actual_z_um if exposure else None, truth_z=exposure.focus_z_um if exposure else None,
+                    blank=exposure.blank if exposure else None, result_index=index, before=before, after=after,
                 )
             )
         return records

@@ -212,6 +212,15 @@ def test_camera_settings_of_a_look_are_put_back() -> None:
     assert core.z == 5.0
 
 
+def test_start_and_end_are_compared_in_the_way_the_strategy_images() -> None:
+    core = FakeCore(focus=5.0)
+    exposures: list[float] = []
+    core.snapImage = lambda: exposures.append(core.exposure)  # type: ignore[method-assign]
+    strategy = Scripted([Look({"z": 0.0}), Look({"z": 5.0}, exposure_ms=40.0)], Verdict({"z": 5.0}, 0.9))
+    assert run(core, strategy).ok
+    assert exposures == [10.0, 40.0, 40.0, 40.0]  # the start is taken again, as the end will be
+
+
 def test_no_signal_stays_where_it_began_without_a_verifying_frame() -> None:
     core = FakeCore()
     result = run(core, Scripted([Look({"z": 5.0})], Verdict({}, 0.0, Status.NO_SIGNAL, "blank")))
