@@ -15,6 +15,7 @@ from useq import CustomAction, HardwareAutofocus, MDAEvent, MDASequence
 from mm_autofocus.autofocus import Autofocus, Placement
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.events import from_useq, useq_channel_offset
+from mm_autofocus.request import Event
 from mm_autofocus_hooks.mda_engine import CorrectedMDAEngine
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
         self.autofocus = autofocus
         self._plan_says_when = False
         self._error: BaseException | None = None
+        self._read: tuple[MDAEvent | None, Event] = None, Event()
+        """The event read last: one event is asked about several times in a row."""
 
     def setup_sequence(self, sequence: MDASequence) -> SummaryMetaV1 | None:
         """Learn the plan and start.
@@ -89,7 +92,7 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
             if isinstance(event.action, HardwareAutofocus | CustomAction):
                 return
             first = event.events[0] if isinstance(event, SequencedEvent) else event
-            ours = from_useq(first)
+            ours = self._event(first)
             if not self._plan_says_when and self.autofocus.wants(ours):
                 if isinstance(event, SequencedEvent):
                     self._focus(first)
@@ -104,7 +107,7 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
             if z is not None and first.z_pos is None:
                 self.autofocus.microscope.knob("z").set(z)
             for one in event.events if isinstance(event, SequencedEvent) else (event,):
-                self.autofocus.hook.mmaf_event(event=from_useq(one), z=z)
+                self.autofocus.hook.mmaf_event(event=self._event(one), z=z)
         except SkipEvent:
             raise
         except BaseException as error:
@@ -142,7 +145,7 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
 
     def _focus(self, event: MDAEvent) -> Placement:
         try:
-            placement = self.autofocus.focus(from_useq(event))
+            placement = self.autofocus.focus(self._event(event))
         except BaseException as error:
             self._error = error
             raise
@@ -156,11 +159,16 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
             self._set_event_channel(event)
         return placement
 
+    def _event(self, event: MDAEvent) -> Event:
+        if self._read[0] is not event:
+            self._read = event, from_useq(event)
+        return self._read[1]
+
     def _z(self, event: MDAEvent) -> float | None:
         """Absolute z of an event in µm, its channel's offset in the plan included, inside the limits."""
         if "z" not in self.autofocus.settings.knobs:
             return event.z_pos
-        z = self.autofocus.where(from_useq(event)).z
+        z = self.autofocus.where(self._event(event)).z
         if z is None:
             return None
         return self.autofocus.microscope.knob("z").limits.clip(z + useq_channel_offset(event))

@@ -12,7 +12,7 @@ import tifffile
 import useq
 
 from mm_autofocus.autofocus import Autofocus
-from mm_autofocus.errors import FocusError
+from mm_autofocus.errors import FocusError, SettingsError
 from mm_autofocus.events import from_useq
 from mm_autofocus_devices.core import AutofocusCore
 from mm_autofocus_devices.pycromanager_backend import pycromanager_core
@@ -32,9 +32,13 @@ def acquire_pycromanager(core: AutofocusCore, autofocus: Autofocus, plan: useq.M
     FocusError
         When the acquisition was ended by the autofocus; every image so far is on disk.
     """
+    return acquire_events(core, autofocus, as_pycromanager(plan), out)
+
+
+def acquire_events(core: AutofocusCore, autofocus: Autofocus, events: list[dict[str, Any]], out: Path) -> Outcome:
+    """Acquire pycro-manager events; as the function above."""
     import pycromanager
 
-    events = as_pycromanager(plan)
     with (
         pycromanager_core(core),
         pycromanager.Acquisition(str(out), SCAN, **autofocus.pycromanager_hooks()) as acquisition,
@@ -136,6 +140,25 @@ def count_images(path: Path, events: list[dict[str, Any]]) -> int:
         return sum(dataset.has_image(**event["axes"]) for event in events)
     finally:
         dataset.close()
+
+
+def writable_folder(out: Path) -> Path:
+    """Make the output folder and try to write into it.
+
+    Raises
+    ------
+    SettingsError
+        When it cannot be written to.
+    """
+    out = out.expanduser()
+    probe = out / ".writable"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise SettingsError(f"--out {out} cannot be written to: {error}. Choose another folder.") from error
+    return out
 
 
 class _PositionWriter:

@@ -19,7 +19,7 @@ import useq
 from rich.console import Console
 
 from mm_autofocus.autofocus import Autofocus
-from mm_autofocus.cli.acquire import acquire_mda, acquire_pycromanager, acquire_script
+from mm_autofocus.cli.acquire import acquire_mda, acquire_pycromanager, acquire_script, writable_folder
 from mm_autofocus.cli.toml import to_toml
 from mm_autofocus.errors import FocusError, SettingsError
 from mm_autofocus.hookspecs import hookimpl
@@ -331,12 +331,8 @@ def _fresh_folder(out: Path) -> Path:
     SettingsError
         When it cannot be written to.
     """
-    out = out.expanduser()
+    out = writable_folder(out)
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        probe = out / ".writable"
-        probe.write_text("")
-        probe.unlink()
         for earlier in ("focus.jsonl", "thumbnails", "scan", "scan_1", "report.html"):
             if (out / earlier).exists():
                 target = out / "previous"
@@ -345,7 +341,7 @@ def _fresh_folder(out: Path) -> Path:
                 (target / earlier).unlink(missing_ok=True)
                 (out / earlier).rename(target / earlier)
     except OSError as error:
-        raise SettingsError(f"--out {out} cannot be written to: {error}. Choose another folder.") from error
+        raise SettingsError(f"an earlier demo in {out} cannot be moved aside: {error}; choose another --out") from error
     return out
 
 

@@ -162,9 +162,12 @@ class Specimen:
         return next(self._cells(column, row, size, 0.0), None) is None
 
     def debris_height_um(self, x: float, y: float) -> float | None:
-        """Return how high dust floats over the cells of the well at (x, y), or None where there is none."""
+        """Return how high dust floats over the cells of the well at (x, y), or None where there is none.
+
+        A blank well is empty, of dust too.
+        """
         well = self.ground.well_at(x, y)
-        if well is None:
+        if well is None or not self.ground.holds_specimen(x, y):
             return None
         rng = np.random.default_rng([self.settings.seed, 7, *well.encode()])
         dusty = rng.random() < self.settings.debris_well_fraction
