@@ -317,6 +317,39 @@ class AutofocusCore(SnakeCaseNames, UniMMCore):
             raise HardwareError(f"Camera {camera!r} was snapped but gave no image: check the camera, then snap again.")
         self._snapped_camera = camera
 
+    def _do_start_sequence_acquisition(
+        self, cameraLabel: str, numImages: int, intervalMs: float, stopOnOverflow: bool
+    ) -> None:
+        with self._auto_shutter_until_done(cameraLabel):
+            super()._do_start_sequence_acquisition(cameraLabel, numImages, intervalMs, stopOnOverflow)
+
+    def _do_start_continuous_sequence_acquisition(self, intervalMs: float = 0) -> None:
+        with self._auto_shutter_until_done(self.getCameraDevice()):
+            super()._do_start_continuous_sequence_acquisition(intervalMs)
+
+    @contextmanager
+    def _auto_shutter_until_done(self, camera: str) -> Iterator[None]:
+        """Open the shutter for a sequence of a Python camera, and close it when its thread has ended."""
+        shutter = self.getShutterDevice()
+        if camera not in self._pydevices or not self.getAutoShutter():
+            yield  # the native core does it
+            return
+        self._do_shutter_open(shutter, True)
+        try:
+            self.waitForDevice(shutter)
+            yield
+        except BaseException:
+            self._do_shutter_open(shutter, False)
+            raise
+        sequence = self._acquisition_thread
+
+        def close() -> None:
+            if sequence is not None:
+                sequence.join()
+            self._do_shutter_open(shutter, False)
+
+        threading.Thread(target=close, daemon=True, name="mm-autofocus shutter").start()
+
     @contextmanager
     def _auto_shutter(self, camera: str) -> Iterator[None]:
         """Open the shutter around a snap when camera or shutter is a Python device; the native core does the rest."""

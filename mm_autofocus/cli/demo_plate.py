@@ -113,7 +113,7 @@ class PlateDemo:
         without = [f.model_copy(update={"z": base, "result_index": None, "before": None, "after": None}) for f in ours]
         methods = [
             summarise(f"autofocus ({', '.join(settings.strategy)})", ours, results, depth),
-            summarise("without autofocus", without, [], depth, note="focused by hand in the first well"),
+            summarise("without autofocus", without, [], depth, note="focused once, in the first well"),
         ]
         if self.peer:
             methods += self._peers(base, depth)
@@ -269,8 +269,8 @@ class PlateDemo:
     def _peers(self, base: float, depth: float) -> list[MethodSummary]:
         """Focus a plate of the same seed with Micro-Manager's OughtaFocus search, field by field."""
         peers = {
-            "OughtaFocus (10 µm, tolerance 1 µm)": {"range_um": 10.0, "tolerance_um": 1.0},
-            "OughtaFocus (60 µm, tolerance 0.3 µm)": {"range_um": 60.0, "tolerance_um": 0.3},
+            "OughtaFocus": {"range_um": 10.0, "tolerance_um": 1.0},
+            "OughtaFocus, tuned": {"range_um": 60.0, "tolerance_um": 0.3},
         }
         summaries = []
         for name, options in peers.items():
@@ -281,7 +281,7 @@ class PlateDemo:
                     failure=dict.fromkeys(("no_signal", "at_limit", "low_confidence", "timed_out", "failed"), "stay"),
                 )  # fmt: skip
                 records, results = focus_everywhere(core, instrument, settings, self._plan(base), base)
-                note = "its defaults, from the last focus" if "10 µm" in name else "tuned, from the last focus"
+                note = f"{options['range_um']:g} µm, tolerance {options['tolerance_um']:g} µm, from the last focus"
                 summaries.append(summarise(name, records, results, depth, note=note))
         return summaries
 
@@ -318,7 +318,6 @@ def _describe(core: AutofocusCore, autofocus: Autofocus) -> dict[str, str]:
         "microscope": "simulated widefield microscope (plate.cfg)",
         "objective": f"20x, NA {imaging.na:g}" if imaging.na else "20x",
         "pixel": f"{core.getPixelSizeUm():g} µm",
-        "depth of field": f"{autofocus.depth_of_field_um:.2f} µm",
         "camera": f"{core.getImageWidth()} × {core.getImageHeight()}, {core.getImageBitDepth()} bit",
     }
 

@@ -93,13 +93,13 @@ class MethodSummary(BaseModel):
     name
         "autofocus", "without autofocus", "OughtaFocus" ...
     fields, scored
-        Number of fields, and of those with a known true focal height; ``scored`` None means all.
+        Number of fields, and of those with a specimen and a known true focal height; ``scored`` None means all.
     in_focus
-        Fields within half the depth of field of the truth; None when no truth is known.
+        Of the scored fields, those within half the depth of field of the truth; None when no truth is known.
     blank_fields, blank_in_focus
-        The same two numbers for the blank wells among them.
+        The same two numbers for blank fields, where no image can tell the focus.
     median_um, p95_um, worst_um
-        Median, 95th percentile and maximum of the absolute error in µm.
+        Median, 95th percentile and maximum of the absolute error of the scored fields in µm.
     runs, converged
         Number of focus runs, and of those that converged.
     images, dose, dose_unit
@@ -299,11 +299,15 @@ class ReportData(BaseModel):
         rows = [row for row in self.table if row.in_focus is not None]
         if rows:
             first, *others = rows
+            fields = "fields with a specimen" if first.blank_fields else "fields"
             text = (
-                f"{first.in_focus} of {first.denominator} fields in focus (|error| ≤ {self.tolerance_um:.2g} µm) "
+                f"{first.in_focus} of {first.denominator} {fields} in focus (|error| ≤ {self.tolerance_um:.2g} µm) "
                 f"{_with(first.name)}"
             )
-            return ", ".join([text, *(f"{row.in_focus} {_with(row.name)}" for row in others)])
+            text = ", ".join([text, *(f"{row.in_focus} {_with(row.name)}" for row in others)])
+            if first.blank_fields:
+                text += f"; {first.blank_fields} blank fields were placed by the failure policy"
+            return text
         if not self.results:
             return "No focus run was recorded."
         converged = sum(result.ok for result in self.results)
@@ -355,16 +359,17 @@ def summarise(
         Handed on.
     """
     scored = [field for field in fields if field.truth_z is not None]
-    errors = [abs(field.error_um) for field in scored if field.error_um is not None]
     blank = [field for field in scored if field.blank]
+    grown = [field for field in scored if not field.blank]
+    errors = [abs(field.error_um) for field in grown if field.error_um is not None]
     sharp = {id(f) for f in scored if f.error_um is not None and abs(f.error_um) <= depth_of_field_um / 2}
     confident = [f for f in scored if f.result_index is not None and results[f.result_index].ok]
     compute = sum(result.compute_seconds for result in results)
     return MethodSummary(
         name=name,
         fields=len(fields),
-        scored=len(scored),
-        in_focus=len(sharp) if scored else None,
+        scored=len(grown),
+        in_focus=sum(id(f) in sharp for f in grown) if grown else None,
         blank_fields=len(blank),
         blank_in_focus=sum(id(f) in sharp for f in blank) if blank else None,
         median_um=float(np.median(errors)) if errors else None,

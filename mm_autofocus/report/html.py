@@ -133,7 +133,8 @@ def _tiles(data: ReportData) -> list[tuple[str, str]]:
         share = 100 * (first.in_focus or 0) / max(first.denominator, 1)
         tiles.append((f"in focus (95 % interval {low:.1f} – {high:.1f} %)", f"{share:.1f} %"))
         if first.blank_in_focus is not None:
-            tiles.append(("blank wells in focus, counted above too", f"{first.blank_in_focus} of {first.blank_fields}"))
+            blank = f"{first.blank_in_focus} of {first.blank_fields}"
+            tiles.append(("blank fields in focus, placed by the failure policy", blank))
     if data.results:
         n, converged = len(data.results), sum(result.ok for result in data.results)
         tiles.append(("focus runs converged", f"{converged} of {n}"))

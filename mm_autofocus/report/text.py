@@ -50,7 +50,7 @@ def method_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
     header = ["Method"]
     if truth:
         header += ["In focus", "% (95 % interval)"]
-        header += ["of which blank wells"] * blank
+        header += ["Blank fields"] * blank
         header += ["Median |error|, µm", "95th pct., µm", "Worst, µm", "False confidence"]
     else:
         header += ["Fields", "Runs converged"]

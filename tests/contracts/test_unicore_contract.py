@@ -16,7 +16,8 @@ ATTRIBUTES = [
     (
         UNICORE,
         "UniMMCore",
-        "_set_current_if_pydevice _do_snap_image _do_shutter_open _current_image_buffer _reset_python",
+        "_set_current_if_pydevice _do_snap_image _do_shutter_open _current_image_buffer _reset_python "
+        "_do_start_sequence_acquisition _do_start_continuous_sequence_acquisition",
     ),
     (UNICORE, "_CoreDevice", "set_current current"),
     ("pymmcore_plus.experimental.unicore._device_manager", "PyDeviceManager", "get_initialization_state __iter__"),
@@ -39,6 +40,12 @@ def test_attributes(module: str, owner: str, names: str) -> None:
 SIGNATURES = [
     (UNICORE, "UniMMCore._set_current_if_pydevice", "self keyword label"),
     (UNICORE, "UniMMCore._do_snap_image", "self"),
+    (
+        UNICORE,
+        "UniMMCore._do_start_sequence_acquisition",
+        "self cameraLabel numImages intervalMs stopOnOverflow",
+    ),
+    (UNICORE, "UniMMCore._do_start_continuous_sequence_acquisition", "self intervalMs"),
     (UNICORE, "UniMMCore._do_shutter_open", "self shutterLabel state"),
     (UNICORE, "UniMMCore.setProperty", "self label propName propValue"),
     (UNICORE, "UniMMCore.defineConfig", "self groupName configName deviceLabel propName value"),

@@ -223,3 +223,16 @@ def test_faults_reach_the_core(core):
     scope.stage_error()
     with pytest.raises(RuntimeError, match="has not moved"):
         core.setPosition(1.0)
+
+
+def test_auto_shutter_opens_for_a_sequence_and_closes_after_it(core):
+    core.setExposure(5)
+    core.setAutoShutter(True)
+    core.startSequenceAcquisition(3, 0, True)
+    while core.isSequenceRunning() or core.getRemainingImageCount() < 3:
+        time.sleep(0.005)
+    until = time.monotonic() + 10
+    while core.getShutterOpen() and time.monotonic() < until:
+        time.sleep(0.005)
+    assert not core.getShutterOpen()
+    assert [e.light_ms > 0 for e in open_instrument().exposures] == [True] * 3

@@ -33,15 +33,16 @@ def test_summary_of_a_hand_computed_table() -> None:
     # errors: 0.1, -0.5 (the limit itself is in focus), 2.0 although converged, not acquired, no truth
     fields = [
         FieldRecord(label="A1", z=10.1, truth_z=10.0, result_index=0),
-        FieldRecord(label="A2", z=9.5, truth_z=10.0, result_index=1, blank=True),
-        FieldRecord(label="A3", z=12.0, truth_z=10.0, result_index=2, blank=True),
+        FieldRecord(label="A2", z=9.5, truth_z=10.0, result_index=1),
+        FieldRecord(label="A3", z=12.0, truth_z=10.0, result_index=2),
         FieldRecord(label="A4", z=None, truth_z=10.0, result_index=3),
         FieldRecord(label="A5", z=10.0, result_index=None),
+        FieldRecord(label="A6", z=10.2, truth_z=10.0, blank=True),  # counted apart
     ]
     runs = [run(images=5, dose=50, seconds=2.0, compute_seconds=0.5) for _ in range(3)]
     runs.append(run(status=Status.NO_SIGNAL, images=9, dose=90, seconds=4.0))
     got = summarise("ours", fields, runs, depth_of_field_um=1.0)
-    assert (got.fields, got.scored, got.in_focus, got.blank_fields, got.blank_in_focus) == (5, 4, 2, 2, 1)
+    assert (got.fields, got.scored, got.in_focus, got.blank_fields, got.blank_in_focus) == (6, 4, 2, 1, 1)
     assert (got.median_um, got.p95_um, got.worst_um) == pytest.approx((0.5, 1.85, 2.0))
     assert (got.images, got.dose, got.runs, got.converged, got.false_confident) == (24, 240, 4, 3, 1)
     assert (got.instrument_seconds, got.compute_seconds) == pytest.approx((10.0, 1.5))
@@ -122,3 +123,10 @@ def test_cells_and_boxes_of_a_plate_agree() -> None:
     for place, box in zip(plate.places, plate.boxes, strict=True):
         row, column = plate.cell(place)
         assert [x[column], x[column + 1], y[row], y[row + 1]] == pytest.approx(box, abs=2e-4)
+
+
+def test_headline_counts_blank_fields_apart() -> None:
+    methods = [MethodSummary(name="autofocus", fields=48, scored=44, in_focus=44, blank_fields=4, blank_in_focus=0)]
+    text = ReportData(title="t", depth_of_field_um=1.0, methods=methods).headline
+    assert text.startswith("44 of 44 fields with a specimen in focus")
+    assert text.endswith("4 blank fields were placed by the failure policy")
