@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mm_autofocus import events as event_readers
 from mm_autofocus.errors import AcquisitionAborted, CancelledError, FocusError, SettingsError
@@ -23,6 +24,10 @@ from mm_autofocus.run import FocusRun, start_values
 from mm_autofocus.settings import Settings
 from mm_autofocus.strategies.cascade import Cascade
 from mm_autofocus.strategy import Strategy
+from mm_autofocus.toml import to_toml
+
+if TYPE_CHECKING:
+    from mm_autofocus.report.data import ReportData
 
 logger = logging.getLogger(__name__)
 
@@ -302,6 +307,36 @@ class Autofocus:
     def mda_engine(self, core: Any = None) -> Any:
         """Return a pymmcore-plus MDA engine that focuses; use it with ``core.mda.set_engine(engine)``."""
         return caller("mda")(self, core)
+
+    # ------------------------------------------------------------------ afterwards
+    def report_data(self, title: str = "Autofocus") -> ReportData:
+        """Return what `report` is made of, to add to it or to change it."""
+        from mm_autofocus.report.data import ReportData, fields_from_results
+
+        recorder = self.plugins.manager.get_plugin("recorder")
+        thumbnails = getattr(recorder, "thumbnails", None) if getattr(recorder, "path", None) else None
+        return ReportData(
+            title=title,
+            created=datetime.now().astimezone(),
+            depth_of_field_um=self.depth_of_field_um,
+            dose_unit=self.settings.microscope.dose_unit,
+            strategy=", ".join(self.settings.strategy),
+            results=list(self.results),
+            fields=fields_from_results(self.results, thumbnails),
+            settings_toml=to_toml(self.settings.model_dump(mode="json", exclude_unset=True)),
+        )
+
+    def report(self, path: str | Path, title: str = "Autofocus") -> Path:
+        """Write what has been done so far into one self-contained HTML file.
+
+        Raises
+        ------
+        SettingsError
+            When the file cannot be written.
+        """
+        from mm_autofocus.report.html import write_report
+
+        return write_report(self.report_data(title), path)
 
     # ------------------------------------------------------------------ one run
     def _request(self, event: Event, *, from_here: bool = False) -> FocusRequest:

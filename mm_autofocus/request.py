@@ -159,14 +159,16 @@ class FocusRequest:
     def search_window(self, range_um: float) -> Limits:
         """Return the interval to search, inside the limits.
 
-        It is ``window`` when the request has one, else ``range_um`` around the prior or the start; a prior that is
-        less sure than that widens it to 3 SD on either side.
+        It is ``window`` when the request has one. Else it is ``range_um`` around the start; or, with a prior, 4.5 SD on
+        either side of its mean (at least 5 depths of field, at most ``range_um`` unless 3 SD reach further).
         """
         limits = self.limits[self.knob]
         if self.window is not None:
             return self.window.intersect(limits)
         centre, half = self.start[self.knob], range_um / 2
         if self.prior is not None:
-            centre, half = self.prior.mean, max(half, 3.0 * self.prior.sd)
+            sd = self.prior.sd
+            centre = self.prior.mean
+            half = max(min(max(4.5 * sd, 5.0 * self.depth_of_field_um), half), 3.0 * sd)
         centre = limits.clip(centre)
         return Limits(centre - half, centre + half).intersect(limits)

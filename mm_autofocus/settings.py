@@ -199,7 +199,8 @@ class FailureSettings(Section):
     Attributes
     ----------
     no_signal, at_limit, low_confidence, timed_out, failed
-        The chain for that status. The last action of a chain is final.
+        The chain for that status. The last action of a chain is final. After no_signal, "widen" is left out where the
+        focus map knew where to look (the field is blank), until three runs in a row have failed.
     widen_factor
         How much wider the window of a "widen" is.
     abort_after
@@ -208,7 +209,7 @@ class FailureSettings(Section):
         The map is used only where its SD is below this; None: always when it has an answer.
     """
 
-    no_signal: Chain = ("use_map", "use_last_good", "stay")
+    no_signal: Chain = ("widen", "use_map", "use_last_good", "stay")
     at_limit: Chain = ("widen", "use_map", "use_last_good", "stay")
     low_confidence: Chain = ("widen", "use_map", "accept")
     timed_out: Chain = ("use_map", "use_last_good", "stay")

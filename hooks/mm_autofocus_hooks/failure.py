@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 RETRIES = frozenset({"widen", "pause"})
 """Actions after which the run is repeated; every other one settles the event."""
 
+LOST_AFTER = 3
+"""After this many failures in a row a field without signal is searched widely, map or no map."""
+
 
 class FailurePolicy:
     """Follow the chain of the result's status, leaving out what was done for this event already and what cannot be.
@@ -71,6 +74,8 @@ class FailurePolicy:
             if done[name] > 0:
                 done[name] -= 1
                 continue
+            if name == "widen" and result.status is Status.NO_SIGNAL and self._is_blank(request):
+                continue
             action = self._action(name, request, ledger)
             if action is not None:
                 return action
@@ -90,6 +95,13 @@ class FailurePolicy:
                 return Action(name, z=z, reason=f"from the nearest run that converged: {z:.2f} µm")
             case _:
                 return Action(name)
+
+    def _is_blank(self, request: FocusRequest) -> bool:
+        """Whether nothing was seen where the map expected it: a blank field is not worth a second, wider search.
+
+        After `LOST_AFTER` failures in a row it is rather the map that is wrong.
+        """
+        return request.prior is not None and self._failures < LOST_AFTER
 
     def _widen(self, request: FocusRequest) -> Action | None:
         limits, window = request.limits[request.knob], request.window

@@ -75,6 +75,18 @@ class Recorder:
         self._first: _Seen | None = None
         self._seen: deque[_Seen] = deque(maxlen=FRAMES_KEPT)
 
+    def thumbnails(self, index: int) -> tuple[Path, Path]:
+        """Return where the images from before and after the result of that index (from 0) are kept.
+
+        Raises
+        ------
+        ValueError
+            Without a folder.
+        """
+        if self.path is None:
+            raise ValueError("results are kept in memory only: set [recorder] folder to have thumbnails")
+        return thumbnail_paths(self.path, index + 1)
+
     # ------------------------------------------------------------------ hooks
     @hookimpl
     def mmaf_start(self) -> None:

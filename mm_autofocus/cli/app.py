@@ -174,9 +174,9 @@ def show_settings(
 ) -> None:
     """Print an autofocus.toml with every setting and its default, or check one."""
     with _errors(as_json):
-        from mm_autofocus.cli.toml import to_toml
         from mm_autofocus.plugins import Plugins
         from mm_autofocus.settings import Settings
+        from mm_autofocus.toml import to_toml
 
         settings = Settings.load(path) if path else Settings()
         Plugins(settings).check_sections()

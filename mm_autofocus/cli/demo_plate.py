@@ -20,7 +20,6 @@ from rich.console import Console
 
 from mm_autofocus.autofocus import Autofocus
 from mm_autofocus.cli.acquire import acquire_mda, acquire_pycromanager, acquire_script, writable_folder
-from mm_autofocus.cli.toml import to_toml
 from mm_autofocus.errors import FocusError, SettingsError
 from mm_autofocus.hookspecs import hookimpl
 from mm_autofocus.report.data import FieldRecord, MethodSummary, ReportData, summarise
@@ -29,6 +28,7 @@ from mm_autofocus.report.text import print_summary
 from mm_autofocus.request import Event
 from mm_autofocus.result import FocusResult
 from mm_autofocus.settings import Settings
+from mm_autofocus.toml import to_toml
 from mm_autofocus_devices.autofocus_strategy import CONFIGS
 from mm_autofocus_devices.core import AutofocusCore
 from mm_autofocus_devices.plate import Exposure, PlateInstrument, discard_instrument, open_instrument

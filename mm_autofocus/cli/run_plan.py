@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,7 @@ from rich.console import Console
 
 from mm_autofocus.autofocus import Autofocus
 from mm_autofocus.cli.acquire import acquire_events, acquire_mda, as_pycromanager, writable_folder
-from mm_autofocus.cli.make_report import field_records
-from mm_autofocus.cli.toml import to_toml
 from mm_autofocus.errors import SettingsError
-from mm_autofocus.report.data import ReportData
 from mm_autofocus.report.html import write_report
 from mm_autofocus.report.text import print_summary
 from mm_autofocus.settings import Settings
@@ -63,17 +59,12 @@ def run_plan(
             dataset = acquire_mda(core, autofocus, loaded, out)
         else:
             dataset = acquire_events(core, autofocus, _events(loaded), out)
-        data = ReportData(
-            title=plan.stem,
-            created=datetime.now().astimezone(),
-            instrument={"configuration": config.name},
-            plan={"file": plan.name, "engine": engine, "events": str(dataset["images_expected"])},
-            depth_of_field_um=autofocus.depth_of_field_um,
-            strategy=", ".join(autofocus.settings.strategy),
-            results=list(autofocus.results),
-            fields=field_records(list(autofocus.results), out / "focus.jsonl"),
-            dataset=dataset,
-            settings_toml=to_toml(autofocus.settings.model_dump(mode="json", exclude_unset=True)),
+        data = autofocus.report_data(title=plan.stem).model_copy(
+            update={
+                "instrument": {"configuration": config.name},
+                "plan": {"file": plan.name, "engine": engine, "events": str(dataset["images_expected"])},
+                "dataset": dataset,
+            }
         )
     finally:
         core.unloadAllDevices()

@@ -316,6 +316,26 @@ class ReportData(BaseModel):
         return f"{text}; the failure policy handled the other {failed}" if failed else text
 
 
+def fields_from_results(
+    results: Sequence[FocusResult], thumbnails: Callable[[int], tuple[Path, Path]] | None = None
+) -> list[FieldRecord]:
+    """Return one field per focus run, where the run or the failure policy put the focal plane; no truth is known.
+
+    ``thumbnails`` returns the paths of the images before and after the run of that index (from 0).
+    """
+    records = []
+    for i, result in enumerate(results):
+        before, after = (p if p.exists() else None for p in thumbnails(i)) if thumbnails else (None, None)
+        label = result.label or ", ".join(f"{k} {v}" for k, v in result.axes.items()) or f"run {i + 1}"
+        z = result.final if result.final is not None else result.end.get(result.knob)
+        records.append(
+            FieldRecord(
+                label=label, well=result.well, x=result.x, y=result.y, z=z, result_index=i, before=before, after=after
+            )
+        )
+    return records
+
+
 def _with(name: str) -> str:
     return name if name.lower().startswith(("without", "no ", "with ")) else f"with {name}"
 

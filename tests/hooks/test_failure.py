@@ -157,3 +157,20 @@ def test_a_retry_comes_before_the_abort_and_accepting_is_no_failure() -> None:
     action = made.mmaf_focus_failed(request=request(), result=result(), ledger=ledger())
     assert action is not None
     assert action.name == "stay"
+
+
+def test_a_blank_field_is_not_searched_twice_until_the_map_must_be_wrong() -> None:
+    made = policy(prior=Prior(5.0, 1.0), no_signal=("widen", "use_map"))
+    known, unknown = request(prior=Prior(5.0, 1.0)), request()
+
+    def ask(of: FocusRequest) -> str:
+        action = made.mmaf_focus_failed(request=of, result=result(Status.NO_SIGNAL), ledger=ledger())
+        assert action is not None
+        return action.name
+
+    assert (ask(known), ask(unknown)) == ("use_map", "widen")
+    for _ in range(3):
+        made.mmaf_focused(result=result(Status.NO_SIGNAL, "use_map"))
+    assert ask(known) == "widen"
+    made.mmaf_focused(result=result(Status.CONVERGED))
+    assert ask(known) == "use_map"

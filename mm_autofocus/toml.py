@@ -16,7 +16,7 @@ def to_toml(data: Mapping[str, Any], prefix: str = "") -> str:
         elif value is None:
             lines.append(f"# {key} =")
         else:
-            lines.append(f"{key} = {_value(value)}")
+            lines.append(f"{_key(key)} = {_value(value)}")
     text = "\n".join(lines) + "\n" if lines else ""
     for key, value in tables:
         name = f"{prefix}{_key(key)}"
