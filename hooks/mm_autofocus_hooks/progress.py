@@ -32,6 +32,8 @@ class Progress:
         Where to show it, None for the standard error. One that is not a terminal gets a line every ``every_percent``.
     every_percent
         How often a line is written where there is no terminal.
+    note
+        Returns something more to show, "" for nothing.
     clock
         Seconds that never run backwards.
     """
@@ -43,6 +45,7 @@ class Progress:
         console: Console | None = None,
         *,
         every_percent: float = 10.0,
+        note: Callable[[], str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if total_events < 0 or every_percent <= 0:
@@ -51,6 +54,7 @@ class Progress:
         self._total_wells = total_wells
         self._console = console or Console(stderr=True)
         self._step = max(total_events * every_percent / 100, 1.0)
+        self._note = note
         self._clock = clock
         self._bar: Bar | None = None
         self._clear()
@@ -137,6 +141,8 @@ class Progress:
             of = "" if self._total_wells is None else f"/{self._total_wells}"
             parts.append(f"wells {len(self._wells)}{of}")
         parts.append(f"focus {self._last}")
+        if self._note is not None and (note := self._note()):
+            parts.append(note)
         parts.append(f"{self._images} focus images")
         if self._failures:
             parts.append(f"{self._failures} of {self._runs} not converged")

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import io
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tifffile
 import useq
+from rich.console import Console
 
 from mm_autofocus.autofocus import Autofocus
-from mm_autofocus.errors import FocusError, SettingsError
+from mm_autofocus.errors import CancelledError, FocusError, SettingsError
 from mm_autofocus.events import from_useq
 from mm_autofocus_devices.core import AutofocusCore
 from mm_autofocus_devices.pycromanager_backend import pycromanager_core
@@ -39,12 +44,13 @@ def acquire_events(core: AutofocusCore, autofocus: Autofocus, events: list[dict[
     """Acquire pycro-manager events; as the function above."""
     import pycromanager
 
-    with (
-        pycromanager_core(core),
-        pycromanager.Acquisition(str(out), SCAN, **autofocus.pycromanager_hooks()) as acquisition,
-    ):
-        path = Path(acquisition.get_dataset().path)
-        acquisition.acquire(autofocus.plan(events))
+    planned = autofocus.plan(events)
+    with pycromanager_core(core):
+        acquisition = pycromanager.Acquisition(str(out), SCAN, **autofocus.pycromanager_hooks())
+        # leaving the acquisition waits for its end, so Ctrl-C must still be ours by then
+        with stops_on_ctrl_c(autofocus, lambda: acquisition.abort(KeyboardInterrupt())), acquisition:
+            path = Path(acquisition.get_dataset().path)
+            acquisition.acquire(planned)
     return {"path": str(path), "images_expected": len(events), "images_present": count_images(path, events)}
 
 
@@ -57,10 +63,15 @@ def acquire_mda(core: AutofocusCore, autofocus: Autofocus, plan: useq.MDASequenc
     core.mda.set_engine(autofocus.mda_engine())
     core.mda.events.frameReady.connect(writer.frame_ready)
     try:
-        core.mda.run(plan)
+        with stops_on_ctrl_c(autofocus, core.mda.cancel) as stopped:
+            core.mda.run(plan)
+    except CancelledError:
+        raise KeyboardInterrupt from None
     finally:
         core.mda.events.frameReady.disconnect(writer.frame_ready)
         writer.close()
+    if stopped.is_set():
+        raise KeyboardInterrupt
     if autofocus.ended_by is not None:
         raise autofocus.ended_by
     return {"path": str(folder), "images_expected": expected, "images_present": writer.images}
@@ -140,6 +151,50 @@ def count_images(path: Path, events: list[dict[str, Any]]) -> int:
         return sum(dataset.has_image(**event["axes"]) for event in events)
     finally:
         dataset.close()
+
+
+@contextlib.contextmanager
+def stops_on_ctrl_c(autofocus: Autofocus, stop: Callable[[], object]) -> Iterator[threading.Event]:
+    """Let Ctrl-C end a focus run first, so that the instrument is put back, and then the acquisition.
+
+    The engines work in threads of their own and go on when the main thread is interrupted. A second Ctrl-C is Python's.
+    """
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+
+    def handler(*_: object) -> None:
+        signal.signal(signal.SIGINT, before)
+        stopped.set()
+        autofocus.cancel()
+        stop()
+
+    before = signal.signal(signal.SIGINT, handler)
+    try:
+        yield stopped
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextlib.contextmanager
+def resumes_on_enter(autofocus: Autofocus, console: Console) -> Iterator[None]:
+    """When the failure policy pauses, ask at the terminal, and go on at Enter."""
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.is_set():
+            if autofocus.paused.wait(0.2) and not done.is_set():
+                console.print("[yellow]paused by the failure policy.[/] Set the instrument right, then press Enter.")
+                sys.stdin.readline()
+                autofocus.resume.set()
+
+    if sys.stdin.isatty():
+        threading.Thread(target=ask, daemon=True, name="mm-autofocus resume").start()
+    try:
+        yield
+    finally:
+        done.set()
 
 
 def writable_folder(out: Path) -> Path:

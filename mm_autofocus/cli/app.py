@@ -32,6 +32,13 @@ class Engine(StrEnum):
     SCRIPT = "script"
 
 
+class Specimen(StrEnum):
+    """What grows on the simulated plate: stained cells are imaged in brightfield."""
+
+    FLUORESCENCE = "fluorescence"
+    STAINED = "stained"
+
+
 @contextmanager
 def _errors(as_json: bool) -> Iterator[None]:
     """Turn an expected failure into one clear message and exit code 2; Ctrl-C into 130."""
@@ -66,7 +73,7 @@ def demo_plate(
     out: Annotated[Path, typer.Option(help="Folder for the dataset and the report.")] = Path("demo_output"),
     seed: Annotated[int, typer.Option(help="Seed of the plate, the specimen and the noise.")] = 1,
     height_span: Annotated[float, typer.Option(help="Height difference over the plate in µm.", min=0, max=250)] = 250.0,
-    specimen: Annotated[str, typer.Option(help="fluorescence or brightfield.")] = "fluorescence",
+    specimen: Annotated[Specimen, typer.Option(help="What grows on the plate.")] = Specimen.FLUORESCENCE,
     peer: Annotated[bool, typer.Option(help="Focus the same plate with OughtaFocus's search as well.")] = True,
     as_json: Json = False,
 ) -> None:
@@ -76,7 +83,7 @@ def demo_plate(
 
         outcome = PlateDemo(
             wells=wells, fields=fields, engine=engine.value, strategy=strategy, settings=settings, out=out, seed=seed,
-            height_span_um=height_span, specimen=specimen, peer=peer, quiet=as_json,
+            height_span_um=height_span, specimen=specimen.value, peer=peer, quiet=as_json,
         ).run()  # fmt: skip
         if as_json:
             _print_json(outcome)
@@ -107,6 +114,7 @@ def run_plan(
     out: Annotated[Path, typer.Option(help="Folder for the dataset and the report.")],
     engine: Annotated[Engine, typer.Option(help="pycromanager or mda.")] = Engine.PYCROMANAGER,
     adapters: Annotated[str, typer.Option(help="Folder of Micro-Manager's device adapters.")] = "",
+    trace: Annotated[bool, typer.Option(help="Write every hook call to standard error.")] = False,
     as_json: Json = False,
 ) -> None:
     """Run an acquisition plan with autofocus on any Micro-Manager configuration."""
@@ -115,7 +123,7 @@ def run_plan(
 
         outcome = run_plan(
             plan=plan, config=config, settings_path=settings, out=out, engine=engine.value, adapters=adapters,
-            quiet=as_json,
+            trace=trace, quiet=as_json,
         )  # fmt: skip
         if as_json:
             _print_json(outcome)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 import random
 import shutil
-import signal
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,6 +55,14 @@ class TruthScorer:
         if event.axes.get("z", 0) == self._slice and event.channel == self._channel:
             self._exposures[event.key] = event, len(self._instrument.exposures)
 
+    def note(self) -> str:
+        """Return the error of the last image in the focal plane, for the progress display."""
+        taken = self._instrument.exposures
+        if not self._exposures:
+            return ""
+        _, index = list(self._exposures.values())[-1]
+        return f"error {taken[index].defocus_um:+.2f} µm" if index < len(taken) else ""
+
     def places(self) -> dict[Any, tuple[Event, Exposure | None]]:
         """Return, for every place, its event and the exposure that followed: where the stage truly was."""
         taken = self._instrument.exposures
@@ -98,10 +104,10 @@ class PlateDemo:
             base = self._focus_by_hand(core, instrument, settings)
             plan = self._plan(base)
             events = [event for event in plan if event.action.type == "acquire_image"]
-            scorer = TruthScorer(instrument, focal_slice=1, channel="DAPI")
+            scorer = TruthScorer(instrument, focal_slice=1, channel=self._channels[0])
             plugins: list[Any] = [scorer]
             if not self.quiet:
-                plugins.append(Progress(len(events), self.wells, self.console))
+                plugins.append(Progress(len(events), self.wells, self.console, note=scorer.note))
             autofocus = Autofocus(
                 core, settings, plugins=plugins, clock=lambda: instrument.clock_s, sleep=instrument.advance
             )
@@ -123,7 +129,7 @@ class PlateDemo:
             instrument=scope,
             plan={
                 "wells": str(self.wells), "fields per well": str(self.fields), "slices": f"3, {SLICE_UM:g} µm apart",
-                "channels": "DAPI, FITC", "engine": self.engine, "seed": str(self.seed),
+                "channels": ", ".join(self._channels), "engine": self.engine, "seed": str(self.seed),
                 "plate height": f"{self.height_span_um:g} µm over the plate",
             },
             depth_of_field_um=depth,
@@ -145,6 +151,11 @@ class PlateDemo:
         }  # fmt: skip
 
     # ------------------------------------------------------------------ the plate
+    @property
+    def _channels(self) -> tuple[str, ...]:
+        """What is imaged; the first one is focused in and scored."""
+        return ("Brightfield",) if self.specimen == "stained" else ("DAPI", "FITC")
+
     def _names(self) -> list[tuple[int, int]]:
         """Rows and columns of the wells, in a snake; a block of half the columns until the plate is full."""
         columns = COLUMNS if self.wells > 48 else min(6, self.wells)
@@ -176,7 +187,7 @@ class PlateDemo:
             {
                 "axis_order": "pcz",
                 "stage_positions": [{"x": p.x, "y": p.y, "z": z, "name": p.name} for p in plate],
-                "channels": [{"group": "Channel", "config": name, "exposure": 50.0} for name in ("DAPI", "FITC")],
+                "channels": [{"group": "Channel", "config": name, "exposure": 50.0} for name in self._channels],
                 "z_plan": {"range": 2 * SLICE_UM, "step": SLICE_UM},
                 "autofocus_plan": useq.AxesBasedAF(axes=("p",)) if self.engine == "mda" else None,
             }
@@ -212,6 +223,10 @@ class PlateDemo:
         data = settings.model_dump(exclude_unset=True)
         if self.settings is None:
             data["strategy"] = self.strategy
+        if self.specimen == "stained" and self.settings is None:
+            data["microscope"] = {**data["microscope"], "channel": "Channel/Brightfield", "wavelength_um": 0.55}
+            measures = {"measure": "squared_gradient", "guide": "normalized_variance"}
+            data["strategies"] = {**data["strategies"], "sweep": {**data["strategies"]["sweep"], **measures}}
         data["recorder"] = {**data.get("recorder", {}), "folder": str(self.out)}
         return Settings.parse({**data, **changes})
 
@@ -238,12 +253,11 @@ class PlateDemo:
 
     # ------------------------------------------------------------------ acquiring and scoring
     def _acquire(self, core: AutofocusCore, autofocus: Autofocus, plan: useq.MDASequence) -> dict[str, Any]:
-        with _cancel_on_ctrl_c(autofocus):
-            if self.engine == "pycromanager":
-                return acquire_pycromanager(core, autofocus, plan, self.out)
-            if self.engine == "mda":
-                return acquire_mda(core, autofocus, plan, self.out)
-            return acquire_script(core, autofocus, plan, self.out)
+        if self.engine == "pycromanager":
+            return acquire_pycromanager(core, autofocus, plan, self.out)
+        if self.engine == "mda":
+            return acquire_mda(core, autofocus, plan, self.out)
+        return acquire_script(core, autofocus, plan, self.out)
 
     def _fields(self, scorer: TruthScorer, results: list[FocusResult]) -> list[FieldRecord]:
         places = scorer.places()
@@ -304,7 +318,7 @@ def focus_everywhere(
         records.append(
             FieldRecord(
                 label=str(position.name), x=position.x, y=position.y, z=z,
-                truth_z=instrument.true_focus_um(position.x, position.y, "DAPI"),
+                truth_z=instrument.true_focus_um(position.x, position.y),
                 blank=instrument.is_blank(position.x, position.y), result_index=len(records),
             )
         )
@@ -342,22 +356,3 @@ def _fresh_folder(out: Path) -> Path:
     except OSError as error:
         raise SettingsError(f"an earlier demo in {out} cannot be moved aside: {error}; choose another --out") from error
     return out
-
-
-@contextmanager
-def _cancel_on_ctrl_c(autofocus: Autofocus) -> Iterator[None]:
-    """Let Ctrl-C stop a focus run in the engine's thread first, so that the instrument is put back."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: object) -> None:
-        autofocus.cancel()
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-

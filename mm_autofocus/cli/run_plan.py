@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import useq
 from rich.console import Console
 
 from mm_autofocus.autofocus import Autofocus
-from mm_autofocus.cli.acquire import acquire_events, acquire_mda, as_pycromanager, writable_folder
+from mm_autofocus.cli.acquire import acquire_events, acquire_mda, as_pycromanager, resumes_on_enter, writable_folder
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.report.html import write_report
 from mm_autofocus.report.text import print_summary
@@ -20,7 +21,7 @@ from mm_autofocus_hooks.progress import Progress
 
 
 def run_plan(
-    *, plan: Path, config: Path, settings_path: Path, out: Path, engine: str, adapters: str, quiet: bool
+    *, plan: Path, config: Path, settings_path: Path, out: Path, engine: str, adapters: str, trace: bool, quiet: bool
 ) -> dict[str, Any]:
     """Load a configuration, run a plan, write dataset and report; return where they are.
 
@@ -51,14 +52,17 @@ def run_plan(
         recorder = {**settings.recorder.model_dump(exclude_unset=True), "folder": str(out)}
         plugins = [] if quiet else [Progress(len(_events(loaded)), console=console)]
         autofocus = Autofocus(core, settings, plugins=plugins, recorder=recorder)
+        if trace:
+            autofocus.plugins.trace(sys.stderr.write)
+        if engine == "mda" and not isinstance(loaded, useq.MDASequence):
+            raise SettingsError(f"--engine mda needs a useq plan; {plan} holds pycro-manager events")
         autofocus.plan(loaded)
         autofocus.start()
-        if engine == "mda":
-            if not isinstance(loaded, useq.MDASequence):
-                raise SettingsError(f"--engine mda needs a useq plan; {plan} holds pycro-manager events")
-            dataset = acquire_mda(core, autofocus, loaded, out)
-        else:
-            dataset = acquire_events(core, autofocus, _events(loaded), out)
+        with resumes_on_enter(autofocus, console):
+            if engine == "mda" and isinstance(loaded, useq.MDASequence):
+                dataset = acquire_mda(core, autofocus, loaded, out)
+            else:
+                dataset = acquire_events(core, autofocus, _events(loaded), out)
         data = autofocus.report_data(title=plan.stem).model_copy(
             update={
                 "instrument": {"configuration": config.name},
