@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import sys
 import threading
 import time
@@ -107,6 +108,10 @@ class Autofocus:
         self._clock = clock
         self._sleep = sleep
         self._microscope: Microscope | None = None
+        self._cancel = threading.Event()
+        self._observers: dict[str, list[tuple[str, Any]]] = {}
+        self._complained: set[tuple[str, str]] = set()
+        """(plugin, hook) of observers whose failure was reported."""
         self._skipped: set[Key] = set()
         self._clipped: set[Key] = set()
         self._started = False
@@ -122,8 +127,10 @@ class Autofocus:
         """The microscope; connected, and the settings checked against it, on first use."""
         if self._microscope is None:
             core = self._core if self._core is not None else _running_core()
-            self._microscope = Microscope(core, self.settings, clock=self._clock, sleep=self._sleep)
-            self._check_ranges(self._microscope)
+            microscope = Microscope(core, self.settings, clock=self._clock, sleep=self._sleep)
+            microscope.cancel = self._cancel
+            self._check_ranges(microscope)
+            self._microscope = microscope
         return self._microscope
 
     @property
@@ -162,19 +169,60 @@ class Autofocus:
         if not hasattr(events, "__len__") and not hasattr(events, "stage_positions"):
             events = list(events)  # type: ignore[assignment]
         read = event_readers.read_plan(events)
-        limits = self.microscope.knob("z").limits if "z" in self.settings.knobs else None
-        for event in read:
-            if limits is not None and event.z is not None and event.z not in limits:
-                raise SettingsError(
-                    f"the plan goes to z = {event.z:g} at {dict(event.axes)}, outside the limits "
-                    f"[{limits.low:g}, {limits.high:g}] of knob 'z'; nothing has moved. Correct the plan, or "
-                    "[knobs.z] limits."
-                )
+        self._check_plan(read)
         self.ledger.plan(read)
         return events
 
+    def _check_plan(self, events: list[Event]) -> None:
+        """Raise `SettingsError` for a plan that cannot be placed; nothing has moved."""
+        axes = {
+            self.settings.knobs[name].axis: knob.limits
+            for name, knob in self.microscope.knobs.items()
+            if self.settings.knobs[name].axis in ("x", "y") or name == "z"
+        }
+        where: dict[Key, tuple[float | None, float | None]] = {}
+        for event in events:
+            for axis in ("x", "y", "z"):
+                value, limits = getattr(event, axis), axes.get(axis)
+                if value is None or (math.isfinite(value) and (limits is None or value in limits)):
+                    continue
+                bounds = f"[{limits.low:g}, {limits.high:g}]" if limits else "finite numbers"
+                raise SettingsError(
+                    f"the plan goes to {axis} = {value:g} at {dict(event.axes)}, outside the limits {bounds} of knob "
+                    f"{axis!r}; nothing has moved. Correct the plan, or [knobs.{axis}] limits."
+                )
+            if where.setdefault(event.key, (event.x, event.y)) != (event.x, event.y):
+                raise SettingsError(
+                    f"the plan has several XY positions at {dict(event.axes)} with the same time, position and grid "
+                    "index, so that one focus would serve them all; number them along the axis 'position'"
+                )
+        channels = {event.channel for event in events if event.channel is not None}
+        if len(channels) > 1 and not self.settings.microscope.channel:
+            logger.warning(
+                "the plan has the channels %s and [microscope] channel is not set: focusing uses whichever is in the "
+                "light path",
+                ", ".join(sorted(channels)),
+            )
+
+    def check_focus_drive(self) -> None:
+        """Check that the engine and the knob "z" move the same device; the acquisition callers ask this.
+
+        Raises
+        ------
+        SettingsError
+            When the plan's z would go to one stage and the corrections belong to another.
+        """
+        if "z" not in self.settings.knobs:
+            return
+        knob, drive = self.microscope.knob("z"), str(self.microscope.core.get_focus_device())
+        if knob.device != drive:
+            raise SettingsError(
+                f"acquisitions move the core's focus drive {drive!r}, but [knobs.z] focuses with {knob.device!r}. Make "
+                f"that the focus drive (Core, Focus = {knob.device}), or set [knobs.z] device = {drive!r}."
+            )
+
     def start(self) -> None:
-        """Begin an acquisition: connect, check, and tell the plugins. Called on first use if you do not.
+        """Begin an acquisition: connect, check, forget earlier results, and tell the plugins. Called on first use.
 
         Raises
         ------
@@ -183,9 +231,14 @@ class Autofocus:
         """
         if self._started:
             return
-        self.microscope.cancel.clear()
         self.ended_by = None
+        self.ledger.clear(plan=False)
+        self.results.clear()
+        self._skipped.clear()
+        self._clipped.clear()
+        self._complained.clear()
         _ = self.depth_of_field_um
+        self._find_observers()
         self.hook.mmaf_start(autofocus=self)
         self._started = True
 
@@ -194,19 +247,18 @@ class Autofocus:
         self.ended_by = error or self.ended_by
         if self._started:
             self._started = False
-            self.hook.mmaf_finish(autofocus=self, error=error)
+            self._tell("mmaf_finish", autofocus=self, error=error)
+        self._cancel.clear()
 
     def reset(self) -> None:
         """Forget plan, corrections and results, for a new acquisition with the same settings."""
         self.finish()
         self.ledger.clear()
         self.results.clear()
-        self._skipped.clear()
-        self._clipped.clear()
 
     def cancel(self) -> None:
         """Stop the present run at its next step (from any thread); the instrument is put back."""
-        self.microscope.cancel.set()
+        self._cancel.set()
         self.resume.set()
 
     # ------------------------------------------------------------------ at an event
@@ -214,6 +266,7 @@ class Autofocus:
         """Whether the schedule wants to focus at this event."""
         if not self._started:
             self.start()
+        self._check_cancel()
         return bool(self.hook.mmaf_should_focus(event=event, ledger=self.ledger))
 
     def at(self, event: Event) -> Placement:
@@ -227,14 +280,21 @@ class Autofocus:
             When the event is a slice of a stack that was never planned.
         """
         placement = self.focus(event) if self.wants(event) else self.where(event)
-        self.hook.mmaf_event(event=event, z=placement.z)
+        self.tell_event(event, placement.z)
         return placement
+
+    def tell_event(self, event: Event, z: float | None) -> None:
+        """Tell the observers at which z (absolute µm) an event is acquired; for callers that do not use `at`."""
+        self._tell("mmaf_event", event=event, z=z)
 
     def where(self, event: Event) -> Placement:
         """Return where to acquire this event with what is known now, without focusing.
 
         A correction never carries an image outside the limits: it is taken at the limit then, and a warning is logged.
         """
+        self._check_cancel()
+        if "z" not in self.settings.knobs:
+            return Placement(event.z)
         if not self.ledger.has(event):
             self.ledger.reference(event)  # raises for a stack that was never planned, before anything moves
             focal = self.expected(event)
@@ -277,7 +337,16 @@ class Autofocus:
         """
         if not self._started:
             self.start()
-        request = self._request(event) if event is not None else self._request(self._here(), from_here=True)
+        from_here = event is None
+        event = event if event is not None else self._here()
+        request = self._request(event, from_here=from_here)
+        try:
+            return self._focus(request, from_here)
+        finally:
+            if from_here:  # a script's cancel ends this run only
+                self._cancel.clear()
+
+    def _focus(self, request: FocusRequest, from_here: bool) -> Placement:
         event = request.event
         result = self._first_run(request)
         end: BaseException | None = None
@@ -285,16 +354,20 @@ class Autofocus:
         measured = result.ok
         if not result.ok:
             try:
-                result, z, measured = self._handle_failure(request, result)
+                result, z, measured = self._handle_failure(request, result, from_here)
             except (AcquisitionAborted, CancelledError) as error:
                 end = error
                 result = result.model_copy(update={"action": (*result.action, "abort")})
         self.results.append(result)
-        if z is not None and end is None:
+        if result.ok:
+            self._skipped.discard(event.key)
+        if z is not None and end is None and result.knob == "z":
             self.ledger.record(event, z, time=self._clock(), measured=measured)
-        self.hook.mmaf_focused(request=request, result=result)
+        self._tell("mmaf_focused", request=request, result=result)
         if end is not None:
             raise end
+        if result.knob != "z":
+            return Placement(event.z, result)
         where = self.where(event)
         return replace(where, z=where.z if event.z is not None else z, result=result)
 
@@ -344,6 +417,8 @@ class Autofocus:
         start = self._start_values()
         limits = {name: knob.limits for name, knob in microscope.knobs.items()}
         prior = self.predict(event)
+        if from_here and prior is not None and abs(prior.mean - start.get("z", prior.mean)) > 4.5 * prior.sd:
+            prior = None  # whoever has moved there knows better than the map of an earlier specimen
         knob = "z" if "z" in start else next(iter(start))
         if knob == "z" and not from_here:
             expected = self.expected(event)
@@ -389,7 +464,7 @@ class Autofocus:
         return run()
 
     def _tell_frame(self, request: FocusRequest, frame: Any, purpose: str) -> None:
-        self.hook.mmaf_frame(request=request, frame=frame, purpose=purpose)
+        self._tell("mmaf_frame", request=request, frame=frame, purpose=purpose)
 
     def _checked(self, result: object) -> FocusResult:
         """Apply the confidence threshold; a plugin that answers with something else is an error."""
@@ -407,8 +482,8 @@ class Autofocus:
 
     # ------------------------------------------------------------------ failure
     def _handle_failure(
-        self, request: FocusRequest, result: FocusResult
-    ) -> tuple[FocusResult, float | None, bool]:  # fmt: skip
+        self, request: FocusRequest, result: FocusResult, from_here: bool
+    ) -> tuple[FocusResult, float | None, bool]:
         """Follow the policy; return the result, the focal z to use (None: none), and whether it was measured."""
         knob = request.knob
         while True:
@@ -418,17 +493,20 @@ class Autofocus:
             logger.info("%s: %s (%s) -> %s", _name(request.event), result.status, result.reason, action.name)
             result = result.model_copy(update={"action": (*result.action, action.name)})
             if action.name == "accept":
-                return result, result.end[knob], True
+                return result, result.end[knob], False
             if action.name == "stay":
                 return result, self._stay(request), False
             if action.name in ("use_map", "use_last_good"):
-                if action.z is None or action.z not in request.limits[knob] or not self._moved(knob, action.z):
+                if from_here or action.z is None or action.z not in request.limits[knob]:
+                    continue  # a script that asks for a focus here is not taken elsewhere
+                if not self._moved(knob, action.z):
                     continue
                 return result.model_copy(update={"final": action.z}), action.z, False
             if action.name == "skip":
                 self._skipped.add(request.event.key)
                 return result, self._stay(request), False
             if action.name == "abort":
+                self._stay(request)
                 if result.status is Status.CANCELLED:
                     raise CancelledError(result.reason)
                 raise AcquisitionAborted(
@@ -481,17 +559,50 @@ class Autofocus:
     def _pause(self, request: FocusRequest, result: FocusResult) -> None:
         self.resume.clear()
         self.paused.set()
-        logger.warning("paused at %s: %s; call autofocus.resume.set() to go on", _name(request.event), result.reason)
+        where = _name(request.event)
+        logger.warning("paused at %s: %s; resume.set() goes on, cancel() ends", where, result.reason)
         try:
-            self.resume.wait()
+            while not self.resume.wait(0.2):
+                self._check_cancel()
         finally:
             self.paused.clear()
-        self.microscope.check_cancel()
+        self._check_cancel()
+
+    # ------------------------------------------------------------------ observers
+    def _find_observers(self) -> None:
+        """Prepare one caller for each observing plugin, so that one that fails keeps no other from being told."""
+        manager = self.plugins.manager
+        plugins = [plugin for _, plugin in manager.list_name_plugin() if plugin is not None]
+        self._observers = {
+            name: [
+                (each.plugin_name, manager.subset_hook_caller(name, [p for p in plugins if p is not each.plugin]))
+                for each in getattr(manager.hook, name).get_hookimpls()
+            ]
+            for name in ("mmaf_event", "mmaf_frame", "mmaf_focused", "mmaf_finish")
+        }
+
+    def _tell(self, hook: str, **arguments: Any) -> None:
+        """Tell the observers; what one of them raises is logged, an acquisition does not end because of it."""
+        for name, call in self._observers.get(hook, ()):
+            try:
+                call(**arguments)
+            except Exception as error:
+                if (name, hook) not in self._complained:  # once: it may fail at every event of a night
+                    self._complained.add((name, hook))
+                    logger.exception("plugin %r failed in %s; the acquisition goes on", name, hook)
+                else:
+                    logger.debug("plugin %r failed in %s again: %s", name, hook, error)
 
     # ------------------------------------------------------------------ small things
+    def _check_cancel(self) -> None:
+        if self._cancel.is_set():
+            raise CancelledError("the acquisition was cancelled; the instrument is back where it was")
+
     def _within(self, event: Event, z: float | None) -> float | None:
-        if z is None or "z" not in self.settings.knobs:
+        if z is None:
             return z
+        if not math.isfinite(z):
+            raise SettingsError(f"{_name(event)} would be acquired at z = {z}; nothing has moved. Correct the plan.")
         limits = self.microscope.knob("z").limits
         if z in limits:
             return z
@@ -539,7 +650,7 @@ def _running_core() -> Any:
     launcher = sys.modules.get("mmpycorex.launcher")
     cores = getattr(launcher, "_PYMMCORES", None)
     if cores:
-        return cores[-1]
+        return cores[0]  # the one that pycromanager.Core() returns
     if getattr(launcher, "_JAVA_HEADLESS_SUBPROCESSES", None) and "pycromanager" in sys.modules:
         return sys.modules["pycromanager"].Core()
     if "pymmcore_plus" in sys.modules:

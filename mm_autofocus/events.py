@@ -45,12 +45,23 @@ def from_useq(event: Any) -> Event:
 
 
 def useq_channel_offset(event: Any) -> float:
-    """Return the ``z_offset`` in µm that useq added to this event's z for its channel."""
-    sequence = event.sequence
-    index = event.index.get("c")
-    if sequence is None or index is None or index >= len(sequence.channels):
+    """Return the ``z_offset`` in µm that useq added to this event's z for its channel.
+
+    useq adds it only where there is a z plan; a position's own sub-sequence may have its own channels and z plan.
+    """
+    sequence, channel = event.sequence, event.channel
+    if sequence is None or channel is None or event.z_pos is None:
         return 0.0
-    return float(sequence.channels[index].z_offset or 0.0)
+    index = event.index.get("p")
+    positions = sequence.stage_positions
+    position = positions[index] if index is not None and index < len(positions) else None
+    own = getattr(position, "sequence", None)
+    if (own.z_plan if own is not None and own.z_plan is not None else sequence.z_plan) is None:
+        return 0.0
+    channels = own.channels if own is not None and own.channels else sequence.channels
+    return next(
+        (float(c.z_offset or 0.0) for c in channels if (c.group, c.config) == (channel.group, channel.config)), 0.0
+    )
 
 
 def read(event: Any) -> Event:

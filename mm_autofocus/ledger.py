@@ -50,20 +50,25 @@ class Ledger:
             raise SettingsError(f"focal_plane is {focal_plane}; it must be first, middle, last or a fraction 0 to 1")
         self._fraction = fraction
         self._offsets = dict(channel_offsets or {})
-        self._stacks: dict[Key, tuple[float, float]] = {}
-        """Key -> nominal z of the slices of lowest and highest z index."""
-        self._ends: dict[Key, tuple[float, float]] = {}
-        """Key -> the z indices that those belong to."""
+        self._stacks: dict[Key, tuple[float, float, float, float]] = {}
+        """Key -> lowest and highest z index, and the nominal z of those two slices."""
         self._references: dict[Key, float] = {}
         self._points: dict[Key, FocusPoint] = {}
-        self._latest: dict[tuple[object, object], Key] = {}
+        self._measured: dict[tuple[object, object], FocusPoint] = {}
+        """(position, grid) -> what was measured there last, at whatever time."""
 
     # ------------------------------------------------------------------ the plan
     def plan(self, events: Iterable[Event]) -> None:
-        """Learn the stacks of a plan; may be called more than once, and in any order of the axes.
+        """Learn the stacks of a plan, in any order of the axes.
 
         Slices are told apart by their z index, so relative stacks, positions with their own z and channels in any
-        order give the same reference.
+        order give the same reference. Called again, it adds slices to a place that it knows; where a known slice is at
+        another z now, the plan is a new one for that place, and what was known of it is forgotten.
+
+        Raises
+        ------
+        SettingsError
+            When a z is not finite.
         """
         for event in events:
             if event.z is None:
@@ -73,15 +78,22 @@ class Ledger:
             key = event.key
             index = event.axes.get("z", 0)
             order = float(index) if isinstance(index, int | float) else event.z
-            first, last = self._ends.get(key, (math.inf, -math.inf))
-            low, high = self._stacks.get(key, (event.z, event.z))
+            first, last, low, high = self._stacks.get(key, (order, order, event.z, event.z))
+            if (order == first and event.z != low) or (order == last and event.z != high):
+                first, last, low, high = order, order, event.z, event.z
+                self._forget(key)
             if order < first:
                 first, low = order, event.z
             if order > last:
                 last, high = order, event.z
-            self._ends[key] = (first, last)
-            self._stacks[key] = (low, high)
+            self._stacks[key] = first, last, low, high
             self._references[key] = low + self._fraction * (high - low)
+
+    def _forget(self, key: Key) -> None:
+        self._points.pop(key, None)
+        place = key.position, key.grid
+        if (measured := self._measured.get(place)) is not None and measured.event.key == key:
+            del self._measured[place]
 
     def reference(self, event: Event) -> float | None:
         """Nominal z of the focal plane at this event's place and time, None when the plan sets no z there.
@@ -115,17 +127,16 @@ class Ledger:
         key = event.key
         reference = self.reference(event)
         point = FocusPoint(event, z if reference is None else z - reference, time, measured)
+        self._forget(key)
         self._points[key] = point
-        self._latest[key.position, key.grid] = key
+        if measured:
+            self._measured[key.position, key.grid] = point
 
     def point(self, event: Event) -> FocusPoint | None:
-        """What is known for this place: at this time, else at the time recorded last; ``z`` is the *correction*."""
+        """What is known for this place: at this time, else as measured there last; ``z`` is the *correction*."""
         key = event.key
         point = self._points.get(key)
-        if point is None:
-            latest = self._latest.get((key.position, key.grid))
-            point = self._points[latest] if latest is not None else None
-        return point
+        return point if point is not None else self._measured.get((key.position, key.grid))
 
     def has(self, event: Event) -> bool:
         """True when this very place and time has a recorded focal plane."""
@@ -147,9 +158,7 @@ class Ledger:
     def last_good(self, event: Event) -> float | None:
         """Absolute focal z carried here from the measured place that is nearest in XY (the latest among equals)."""
         best: tuple[float, float, FocusPoint] | None = None
-        for point in self._points.values():
-            if not point.measured:
-                continue
+        for point in self._measured.values():
             distance = _distance(event, point.event)
             if best is None or (distance, -point.time) <= best[:2]:
                 best = (distance, -point.time, point)
@@ -188,10 +197,13 @@ class Ledger:
         """Offset of a channel in µm, 0 when none is set."""
         return self._offsets.get(channel, 0.0) if channel is not None else 0.0
 
-    def clear(self) -> None:
-        """Forget the plan and the results: a new acquisition begins."""
-        for table in (self._stacks, self._ends, self._references, self._points, self._latest):
-            table.clear()
+    def clear(self, *, plan: bool = True) -> None:
+        """Forget the results, and the plan too unless told otherwise: a new acquisition begins."""
+        self._points.clear()
+        self._measured.clear()
+        if plan:
+            self._stacks.clear()
+            self._references.clear()
 
 
 def _distance(a: Event, b: Event) -> float:

@@ -50,9 +50,12 @@ class Event:
 
     @property
     def key(self) -> Key:
-        """Place and time of this event, whatever its slice and channel."""
+        """Place and time of this event, whatever its slice and channel; tiles have a grid index, or row and column."""
         get = self.axes.get
-        return Key(get("time", 0), get("position", 0), get("grid", 0))
+        grid: Hashable = get("grid", 0)
+        if "row" in self.axes or "column" in self.axes:
+            grid = grid, get("row", 0), get("column", 0)
+        return Key(get("time", 0), get("position", 0), grid)
 
     @property
     def well(self) -> str | None:

@@ -115,6 +115,7 @@ class FocusRun:
         self._start_frame: Frame | None = None
         self._last_look: Look | None = None
         """How the strategy images (camera, exposure, ROI): start and end are compared in the same way."""
+        self._moved: set[str] = set()
         self._images0 = microscope.images
         self._dose0 = microscope.dose
         self._moves0 = microscope.moves
@@ -228,6 +229,7 @@ class FocusRun:
     def _take(self, targets: Mapping[str, float], purpose: str) -> Frame:
         microscope, look = self._microscope, self._last_look
         for name, value in targets.items():
+            self._moved.add(name)
             microscope.knob(name).set(value)
         image, exposure = microscope.snap(
             camera=look.camera if look else None,
@@ -284,13 +286,14 @@ class FocusRun:
     def _verified(
         self, status: Status, start: dict[str, float], verdict: Verdict, target: dict[str, float]
     ) -> FocusResult:
+        touched = self._moved | verdict.target.keys()
         if self._start_frame is None:
             self._check_budget(self._last_look, reserve=1)
-            self._take(start, "start")
+            self._take({name: start[name] for name in start.keys() & touched}, "start")
         assert self._start_frame is not None
         before = self._score(self._start_frame)
         self._check_budget(self._last_look, reserve=0)
-        frame = self._take(target, "verify")
+        frame = self._take({name: target[name] for name in target.keys() & touched}, "verify")
         after = self._score(frame)
         self._samples[-1] = self._samples[-1].model_copy(update={"score": _finite(after)})
         tolerance = max(self._verify.tolerance, 2.0 * _positive(verdict.details.get("score_noise")))
@@ -318,10 +321,10 @@ class FocusRun:
         start_score: float | None = None,
         confidence: float | None = None,
     ) -> FocusResult:
-        for name, value in where.items():
+        for name in where.keys() & (self._moved | verdict.target.keys()):
             knob = self._microscope.knob(name)
-            if abs(knob.get() - value) > 1e-6:
-                knob.set(value)
+            if abs(knob.get() - where[name]) > 1e-6:
+                knob.set(where[name])
         return self._result(
             status,
             {name: self._microscope.knob(name).get() for name in where},

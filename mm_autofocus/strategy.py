@@ -110,9 +110,13 @@ class Strategy(Protocol):
 
     name: ClassVar[str]
     Settings: ClassVar[type[StrategySettings]]
-    settings: StrategySettings
 
     def __init__(self, settings: Any) -> None: ...
+
+    @property
+    def settings(self) -> StrategySettings:
+        """The settings that it was made with."""
+        ...
 
     def focus(self, request: FocusRequest) -> FocusGenerator:
         """Yield Looks, receive Frames, return the Verdict."""

@@ -28,7 +28,7 @@ class FailurePolicy:
     What was done is read from ``result.action``, so the policy keeps no state for an event, and a status that changes
     from one try to the next takes up the other chain without repeating an action. At the end of a chain the knob
     stays where the run left it. ``abort_after`` failures in a row end the acquisition; a retry is still tried first,
-    and an accepted result is not a failure.
+    and an accepted result that moved is not a failure.
 
     Parameters
     ----------
@@ -50,7 +50,7 @@ class FailurePolicy:
     @hookimpl
     def mmaf_focused(self, result: FocusResult) -> None:
         """Count the failures in a row."""
-        if result.ok or "accept" in result.action:
+        if result.ok or ("accept" in result.action and result.end != result.start):
             self._failures = 0
         elif result.status is not Status.CANCELLED:
             self._failures += 1

@@ -71,6 +71,7 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
             self.autofocus.plan(sequence)
             parts = [sequence, *(p.sequence for p in sequence.stage_positions if p.sequence is not None)]
             self._plan_says_when = any(part.autofocus_plan is not None for part in parts)
+        self.autofocus.check_focus_drive()
         self.autofocus.start()
         return super().setup_sequence(sequence)
 
@@ -88,26 +89,28 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
             When the failure policy skips this position; the sink fills the gap.
         """
         try:
-            super().setup_event(event)
-            if isinstance(event.action, HardwareAutofocus | CustomAction):
-                return
             first = event.events[0] if isinstance(event, SequencedEvent) else event
             ours = self._event(first)
-            if not self._plan_says_when and self.autofocus.wants(ours):
-                if isinstance(event, SequencedEvent):
-                    self._focus(first)
-                    super().setup_event(event)  # the z sequence is loaded again, corrected
-                else:
-                    self._focus(event)
+            if isinstance(event.action, HardwareAutofocus | CustomAction):
+                super().setup_event(event)
+                return
+            wanted = not self._plan_says_when and self.autofocus.wants(ours)
+            if wanted and isinstance(event, SequencedEvent):
+                # before the sequences are armed: a triggered stage would step along with the focus images
+                super().setup_event(first)
+                self._focus(first)
+            super().setup_event(event)
+            if wanted and not isinstance(event, SequencedEvent):
+                self._focus(event)
             placement = self.autofocus.where(ours)
             if placement.skip:
                 frames = len(event.events) if isinstance(event, SequencedEvent) else 1
                 raise SkipEvent(frames, "the failure policy skips this position")
             z = self._z(first)
-            if z is not None and first.z_pos is None:
+            if z is not None and first.z_pos is None and "z" in self.autofocus.settings.knobs:
                 self.autofocus.microscope.knob("z").set(z)
             for one in event.events if isinstance(event, SequencedEvent) else (event,):
-                self.autofocus.hook.mmaf_event(event=self._event(one), z=z)
+                self.autofocus.tell_event(self._event(one), z)
         except SkipEvent:
             raise
         except BaseException as error:
@@ -153,10 +156,11 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
             # the engine skips a channel that it believes to be set; focusing may have set another in between
             self.mmcore._last_config = ("", "")
         z = self._z(event)
-        if z is not None:
+        if z is not None and "z" in self.autofocus.settings.knobs:
             self.autofocus.microscope.knob("z").set(z)
         if event.channel is not None:
             self._set_event_channel(event)
+            self.mmcore.waitForConfig(event.channel.group, event.channel.config)
         return placement
 
     def _event(self, event: MDAEvent) -> Event:

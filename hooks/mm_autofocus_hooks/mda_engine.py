@@ -55,8 +55,8 @@ class CorrectedMDAEngine(MDAEngine):
     def setup_sequenced_event(self, event: SequencedEvent) -> None:
         """Set up the hardware for triggered events, z sequence corrected."""
         if event.z_sequence:
-            correction = self.correction(event.events[0])
-            event = event.model_copy(update={"z_sequence": tuple(z + correction for z in event.z_sequence)})
+            corrected = (z + self.correction(one) for z, one in zip(event.z_sequence, event.events, strict=True))
+            event = event.model_copy(update={"z_sequence": tuple(corrected)})
         super().setup_sequenced_event(event)
 
     def exec_event(self, event: MDAEvent) -> Iterable[PImagePayload | None]:

@@ -41,6 +41,7 @@ class PycromanagerCaller:
         """Auto-shutter and shutter as they were before a skipped event."""
         self._approach = False
         """Whether the engine moves this event's z against the backlash."""
+        self._checked = False
         self._error: BaseException | None = None
 
     # ------------------------------------------------------------------ the hooks
@@ -51,11 +52,15 @@ class PycromanagerCaller:
         """
         try:
             self._light()
+            if not self._checked:
+                self._autofocus.check_focus_drive()
+                self._checked = True
             several = event if isinstance(event, list) else [event]
             self._events = [from_pycromanager(one) for one in several]
             if len({one.z for one in self._events}) > 1 and self._autofocus.wants(self._events[0]):
                 # a z sequence can only be edited before the hardware is set up: go there and focus now
                 self._move_xy(self._events[0])
+                self._set_imaging(several[0])
                 self._focus(self._events[0])
             for one, ours in zip(several, self._events, strict=True):
                 z = self._autofocus.where(ours).z
@@ -89,7 +94,7 @@ class PycromanagerCaller:
             if placement.skip:
                 self._darken()
             for one in self._events:
-                autofocus.hook.mmaf_event(event=one, z=placement.z)
+                autofocus.tell_event(one, placement.z)
         except BaseException as error:
             return self._abort(error, event)
         return event
@@ -100,13 +105,14 @@ class PycromanagerCaller:
             if getattr(notification, "milestone", None) == "acq_events_finished":
                 self._light()
                 self._autofocus.finish(self._error)
+                self._error, self._checked = None, False
         except BaseException:
             logger.exception("finishing the autofocus failed")
 
     # ------------------------------------------------------------------ what they do
     def _focus(self, event: Event) -> Any:
         placement = self._autofocus.focus(event)
-        if placement.z is not None:
+        if placement.z is not None and "z" in self._autofocus.settings.knobs:
             self._autofocus.microscope.knob("z").set(placement.z)
         return placement
 
@@ -116,11 +122,25 @@ class PycromanagerCaller:
         return z is not None and knob is not None and knob.backlash != 0 and (z - knob.get()) * knob.backlash < 0
 
     def _move_xy(self, event: Event) -> None:
-        core = self._autofocus.microscope.core
+        microscope = self._autofocus.microscope
+        core = microscope.core
+        for name, knob in microscope.knobs.items():
+            axis = self._autofocus.settings.knobs[name].axis
+            if axis in ("x", "y") and (value := getattr(event, axis)) is not None:
+                knob.check(value)
         stage = str(core.get_xy_stage_device())
         if stage and event.x is not None and event.y is not None:
             core.set_xy_position(stage, float(event.x), float(event.y))
             core.wait_for_device(stage)
+
+    def _set_imaging(self, event: dict[str, Any]) -> None:
+        """Set the channel and exposure that the engine has yet to set: focusing may rely on them."""
+        core = self._autofocus.microscope.core
+        if group := event.get("config_group"):
+            core.set_config(group[0], group[1])
+            core.wait_for_config(group[0], group[1])
+        if (exposure := event.get("exposure")) is not None:
+            core.set_exposure(float(exposure))
 
     def _darken(self) -> None:
         """Keep the light off for a skipped event: the dataset keeps its shape, the specimen is spared."""

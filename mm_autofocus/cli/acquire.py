@@ -11,14 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import tifffile
 import useq
 from rich.console import Console
 
 from mm_autofocus.autofocus import Autofocus
 from mm_autofocus.errors import CancelledError, FocusError, SettingsError
-from mm_autofocus.events import from_useq
+from mm_autofocus.events import from_useq, useq_channel_offset
 from mm_autofocus_devices.core import AutofocusCore
 from mm_autofocus_devices.pycromanager_backend import pycromanager_core
 
@@ -55,26 +54,21 @@ def acquire_events(core: AutofocusCore, autofocus: Autofocus, events: list[dict[
 
 
 def acquire_mda(core: AutofocusCore, autofocus: Autofocus, plan: useq.MDASequence, out: Path) -> Outcome:
-    """Acquire with pymmcore-plus into an OME-TIFF series, one file per position; raises as the function above."""
-    folder = out / SCAN
-    folder.mkdir(exist_ok=True)
+    """Acquire with pymmcore-plus into OME-TIFF, a file for each position; raises as the functions above."""
+    output = out / f"{SCAN}.ome.tiff"
     expected = sum(1 for event in plan if event.action.type == "acquire_image")
-    writer = _PositionWriter(folder, len(plan.channels))
     core.mda.set_engine(autofocus.mda_engine())
-    core.mda.events.frameReady.connect(writer.frame_ready)
     try:
         with stops_on_ctrl_c(autofocus, core.mda.cancel) as stopped:
-            core.mda.run(plan)
+            core.mda.run(plan, output=output, overwrite=True)
     except CancelledError:
         raise KeyboardInterrupt from None
-    finally:
-        core.mda.events.frameReady.disconnect(writer.frame_ready)
-        writer.close()
     if stopped.is_set():
         raise KeyboardInterrupt
     if autofocus.ended_by is not None:
         raise autofocus.ended_by
-    return {"path": str(folder), "images_expected": expected, "images_present": writer.images}
+    path = output if output.exists() else out / SCAN  # several positions make a folder
+    return {"path": str(path), "images_expected": expected, "images_present": count_planes(path)}
 
 
 def acquire_script(core: AutofocusCore, autofocus: Autofocus, plan: useq.MDASequence, out: Path) -> Outcome:
@@ -83,10 +77,9 @@ def acquire_script(core: AutofocusCore, autofocus: Autofocus, plan: useq.MDASequ
     folder.mkdir(exist_ok=True)
     device: Any = core._pydevices[core.getAutoFocusDevice()]
     device.use(autofocus)
-    writer = _PositionWriter(folder, len(plan.channels))
     here: tuple[float | None, float | None] | None = None
     expected = 0
-    focal = 0.0
+    focal = base = 0.0
     for event in plan:
         if (event.x_pos, event.y_pos) != here:
             here = event.x_pos, event.y_pos
@@ -98,31 +91,35 @@ def acquire_script(core: AutofocusCore, autofocus: Autofocus, plan: useq.MDASequ
             base = float(plan.stage_positions[event.index["p"]].z or 0.0)
         assert event.channel is not None
         core.setConfig(event.channel.group, event.channel.config)
+        core.waitForConfig(event.channel.group, event.channel.config)
         if event.exposure is not None:
             core.setExposure(event.exposure)
-        z = focal + float(event.z_pos or 0.0) - base
-        core.setPosition(z)
-        core.waitForDevice(core.getFocusDevice())
-        autofocus.hook.mmaf_event(event=from_useq(event), z=z)
+        z = autofocus.microscope.knob("z").set(focal + float(event.z_pos or 0.0) - base)
+        autofocus.tell_event(from_useq(event), z)
         core.snapImage()
-        writer.frame_ready(core.getImage(), event, {})
+        name = "_".join(f"{axis}{index:03}" for axis, index in event.index.items())
+        tifffile.imwrite(folder / f"{name}.tif", core.getImage())
         expected += 1
-    writer.close()
     autofocus.finish()
-    return {"path": str(folder), "images_expected": expected, "images_present": writer.images}
+    return {"path": str(folder), "images_expected": expected, "images_present": len(list(folder.glob("*.tif")))}
 
 
 def as_pycromanager(plan: useq.MDASequence) -> list[dict[str, Any]]:
-    """Return a useq plan as pycro-manager events; the position axis is the position's name."""
+    """Return a useq plan as pycro-manager events.
+
+    The position axis is the position's name where all names differ. The channels' own z offsets are taken out of z:
+    give them to the autofocus as ``channel_offsets(plan)``.
+    """
+    planned = [event for event in plan if event.action.type == "acquire_image"]
+    named = {event.index.get("p"): event.pos_name for event in planned}
+    unique = all(named.values()) and len(set(named.values())) == len(named)
     events = []
-    for event in plan:
-        if event.action.type != "acquire_image":
-            continue
+    for event in planned:
         axes: dict[str, Any] = {}
         if "t" in event.index:
             axes["time"] = event.index["t"]
         if "p" in event.index:
-            axes["position"] = event.pos_name or event.index["p"]
+            axes["position"] = event.pos_name if unique else event.index["p"]
         if "g" in event.index:
             axes["grid"] = event.index["g"]
         if event.channel is not None:
@@ -130,7 +127,8 @@ def as_pycromanager(plan: useq.MDASequence) -> list[dict[str, Any]]:
         if "z" in event.index:
             axes["z"] = event.index["z"]
         one: dict[str, Any] = {"axes": axes}
-        for key, value in (("x", event.x_pos), ("y", event.y_pos), ("z", event.z_pos), ("exposure", event.exposure)):
+        z = None if event.z_pos is None else event.z_pos - useq_channel_offset(event)
+        for key, value in (("x", event.x_pos), ("y", event.y_pos), ("z", z), ("exposure", event.exposure)):
             if value is not None:
                 one[key] = float(value)
         if event.channel is not None:
@@ -139,6 +137,25 @@ def as_pycromanager(plan: useq.MDASequence) -> list[dict[str, Any]]:
             one["min_start_time"] = float(event.min_start_time)
         events.append(one)
     return events
+
+
+def channel_offsets(plan: useq.MDASequence) -> dict[str, float]:
+    """Return the z offset in µm of every channel of a plan that has one.
+
+    Raises
+    ------
+    SettingsError
+        When positions disagree on a channel's offset; pycro-manager's events have no place for that.
+    """
+    offsets: dict[str, float] = {}
+    for event in plan:
+        if event.channel is not None and event.action.type == "acquire_image":
+            offset = useq_channel_offset(event)
+            if offsets.setdefault(event.channel.config, offset) != offset:
+                raise SettingsError(
+                    f"channel {event.channel.config!r} has different z offsets at different positions; use --engine mda"
+                )
+    return {name: offset for name, offset in offsets.items() if offset}
 
 
 def count_images(path: Path, events: list[dict[str, Any]]) -> int:
@@ -151,6 +168,17 @@ def count_images(path: Path, events: list[dict[str, Any]]) -> int:
         return sum(dataset.has_image(**event["axes"]) for event in events)
     finally:
         dataset.close()
+
+
+def count_planes(path: Path) -> int:
+    """Count the planes of an OME-TIFF, or of all in a folder, that hold an image: the others are skipped or lost."""
+    files = [path] if path.is_file() else sorted(path.glob("*.tif*"))
+    return sum(bool(page.asarray().any()) for file in files for page in _pages(file))
+
+
+def _pages(file: Path) -> Iterator[Any]:
+    with tifffile.TiffFile(file) as tiff:
+        yield from tiff.pages
 
 
 @contextlib.contextmanager
@@ -214,32 +242,3 @@ def writable_folder(out: Path) -> Path:
     except OSError as error:
         raise SettingsError(f"--out {out} cannot be written to: {error}. Choose another folder.") from error
     return out
-
-
-class _PositionWriter:
-    """Writes frames into one OME-TIFF per position, as they come."""
-
-    def __init__(self, folder: Path, channels: int) -> None:
-        self._folder = folder
-        self._channels = channels
-        self._name: str | None = None
-        self._frames: list[np.ndarray] = []
-        self.images = 0
-
-    def frame_ready(self, image: np.ndarray, event: useq.MDAEvent, meta: Any) -> None:  # noqa: ARG002
-        """Take one frame; a change of position writes the one before."""
-        name = event.pos_name or str(event.index.get("p", 0))
-        if name != self._name:
-            self.close()
-            self._name = name
-        self._frames.append(np.array(image))
-
-    def close(self) -> None:
-        """Write what is there."""
-        if self._name is not None and self._frames:
-            stack = np.stack(self._frames)
-            shape = (self._channels, -1) if len(stack) % self._channels == 0 else (1, -1)
-            stack_czyx = stack.reshape(*shape, *stack.shape[1:])
-            tifffile.imwrite(self._folder / f"{self._name}.ome.tif", stack_czyx, metadata={"axes": "CZYX"})
-            self.images += len(stack)
-            self._frames.clear()

@@ -57,6 +57,14 @@ def _errors(as_json: bool) -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
+def _require_complete(dataset: dict[str, Any]) -> None:
+    """Exit with code 1 when images are missing (a camera that failed, positions skipped with the MDA engine)."""
+    expected, present = dataset["images_expected"], dataset["images_present"]
+    if present != expected:
+        typer.secho(f"{expected - present} of {expected} images are missing in {dataset['path']}", fg="red", err=True)
+        raise typer.Exit(1)
+
+
 def _print_json(value: Any) -> None:
     import json
 
@@ -87,6 +95,7 @@ def demo_plate(
         ).run()  # fmt: skip
         if as_json:
             _print_json(outcome)
+        _require_complete(outcome["dataset"])
 
 
 @demo.command("beads")
@@ -127,6 +136,7 @@ def run_plan(
         )  # fmt: skip
         if as_json:
             _print_json(outcome)
+        _require_complete(outcome["dataset"])
 
 
 @app.command()

@@ -346,7 +346,7 @@ def _fresh_folder(out: Path) -> Path:
     """
     out = writable_folder(out)
     try:
-        for earlier in ("focus.jsonl", "thumbnails", "scan", "scan_1", "report.html"):
+        for earlier in ("focus.jsonl", "thumbnails", "scan", "scan_1", "scan.ome.tiff", "report.html"):
             if (out / earlier).exists():
                 target = out / "previous"
                 target.mkdir(exist_ok=True)

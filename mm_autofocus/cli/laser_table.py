@@ -26,9 +26,11 @@ from mm_autofocus.strategies.laser import Laser, LaserSettings
 from mm_autofocus.strategy import Frame
 from mm_autofocus.training.laser import adapt
 from mm_autofocus.training.laser_paper import fit_paper, transfer_paper
-from mm_autofocus.training.laser_synthetic import RANGES, Frames, join, synthetic_frames
+from mm_autofocus.training.laser_synthetic import RANGES, Frames, synthetic_frames
 
 Array = NDArray[np.float64]
+Labelled = tuple[Array, NDArray[np.uint16]]
+"""Defocus in µm, shape (planes,), and images of shape (planes, height, width)."""
 Say = Callable[[str], None]
 
 UNIT, WINDOW, FIRST_DAY = 77_000_001, 777, 9000
@@ -94,7 +96,10 @@ class Bench:
     def record(self, days: list[LaserDay], kind: str, hours: tuple[float, ...], planes: int) -> Recording:
         """Record stacks at these hours of these days."""
         z = np.linspace(-1, 1, planes) * RANGES[kind]
-        small, features, stacks, numbers, first = [], [], [], [], None
+        small, features = [], []
+        stacks: list[NDArray[np.int64]] = []
+        numbers: list[NDArray[np.int64]] = []
+        first: NDArray[np.uint16] | None = None
         for number, day in enumerate(days):
             for hour in hours:
                 images = self.spot.images(z, day.state(hour), self.rng)
@@ -160,7 +165,7 @@ class Bench:
             own.small, own.defocus, own.stack, RANGES[kind], SHAPE, seconds=seconds, learning_rate=1e-3
         )  # fmt: skip
         self._add("paper: training", time.perf_counter() - began)
-        self.say(f"paper, {kind}, {name}: validation {float(readout.weights['sigma'][0]):.3f} µm rms")  # type: ignore[arg-type]
+        self.say(f"paper, {kind}, {name}: validation {float(readout.weights['sigma'][0]):.3f} µm rms")
         save_file({k: np.ascontiguousarray(v) for k, v in readout.weights.items()}, path)
         return readout
 
@@ -194,18 +199,13 @@ class Bench:
         self.rows.setdefault(name, {})[method] = value
         self.say(f"{name} | {method} | {value}")
 
-    def _predict(self, readout: Readout, data: Recording, images: NDArray[np.uint16]) -> Array:
-        if isinstance(readout, ProfileReadout):
-            return readout.predict_features(data.features)[0]
-        return readout.predict(images)[0]
-
-    def _test(self, days: list[LaserDay], kind: str, hours: tuple[float, ...]) -> list[tuple[Array, NDArray[np.uint16]]]:
+    def _test(self, days: list[LaserDay], kind: str, hours: tuple[float, ...]) -> list[Labelled]:
         z = np.linspace(-1, 1, 41 if self.quick else 81) * RANGES[kind]
         return [(z, self.spot.images(z, day.state(h), self.rng)) for day in days for h in hours]
 
     def _stacks(self) -> None:
         """Rows that need only stacks: same day, next days."""
-        sets: dict[tuple[str, str], list[tuple[Array, NDArray[np.uint16]]]] = {}
+        sets: dict[tuple[str, str], list[Labelled]] = {}
         for kind in ("long", "short"):
             sets[kind, "same day"] = self._test([self.days[9]], kind, (5.0, 6.0, 7.0))
             sets[kind, "next days"] = self._test(self.next_days, kind, (1.0, 4.0))
@@ -217,7 +217,6 @@ class Bench:
                     assert readout is not None
                     errors = [readout.predict(images)[0] - z for z, images in sets[kind, when]]
                     self._row(f"{kind} range, trained on {trained}, {when}", method, _spread(errors, kind))
-        self._sets = sets
 
     def _recalibration(self) -> None:
         """Trained on one day, next days, recalibrated from ten frames (ours), or from a fresh sweep (look-up table)."""
@@ -324,7 +323,8 @@ class Bench:
             joint = adapt(ours, own.frames(), synthetic_frames(kind, 120, 24, seed=12), epochs=15)
             self._add("ours: joint training, knocked", time.perf_counter() - began)
             transferred = transfer_paper(paper, own.small, own.defocus, own.stack, seconds=0.05 * self.paper_seconds)
-            for name, pair in (("as it was", readouts), ("after 10 stacks", {"paper": transferred, "ours": joint})):
+            after: dict[str, Readout | None] = {"paper": transferred, "ours": joint}
+            for name, pair in (("as it was", readouts), ("after 10 stacks", after)):
                 for method, readout in pair.items():
                     assert readout is not None
                     errors = [readout.predict(images)[0] - z for z, images in self._test([knocked], kind, (3.0, 5.0))]
@@ -391,8 +391,8 @@ def markdown(outcome: dict[str, Any]) -> str:
         "",
         f"Tested on {outcome['tested_on']}. Ours was trained on {outcome['trained_on']}, then jointly with the tested "
         "instrument's own days.",
-        f"(a) MobileNetV2 had {outcome['paper_seconds']:.0f} s in all on one core (the paper: 3 h on a GPU for each), at "
-        "Adam 1e-3 instead of 1e-4: undertrained. Labels are the stage's, for all three.",
+        f"(a) MobileNetV2 had {outcome['paper_seconds']:.0f} s in all on one core (the paper: 3 h on a GPU for each), "
+        "at Adam 1e-3 instead of 1e-4: undertrained. Labels are the stage's, for all three.",
         "Seconds: " + ", ".join(f"{name} {value:g}" for name, value in outcome["seconds"].items())
         + f"; in all {outcome['total_seconds']:g}.",
     ]  # fmt: skip

@@ -11,7 +11,14 @@ import useq
 from rich.console import Console
 
 from mm_autofocus.autofocus import Autofocus
-from mm_autofocus.cli.acquire import acquire_events, acquire_mda, as_pycromanager, resumes_on_enter, writable_folder
+from mm_autofocus.cli.acquire import (
+    acquire_events,
+    acquire_mda,
+    as_pycromanager,
+    channel_offsets,
+    resumes_on_enter,
+    writable_folder,
+)
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.report.html import write_report
 from mm_autofocus.report.text import print_summary
@@ -50,8 +57,16 @@ def run_plan(
                 "are with --adapters"
             ) from error
         recorder = {**settings.recorder.model_dump(exclude_unset=True), "folder": str(out)}
+        stack = settings.stack.model_dump(exclude_unset=True)
+        offsets = channel_offsets(loaded) if isinstance(loaded, useq.MDASequence) else {}
+        if offsets and settings.stack.channel_offsets:
+            raise SettingsError(
+                f"both {plan} (z_offset) and {settings_path} ([stack] channel_offsets) shift the channels; say it once"
+            )
+        if offsets and engine != "mda":  # the MDA engine finds them in the plan
+            stack["channel_offsets"] = offsets
         plugins = [] if quiet else [Progress(len(_events(loaded)), console=console)]
-        autofocus = Autofocus(core, settings, plugins=plugins, recorder=recorder)
+        autofocus = Autofocus(core, settings, plugins=plugins, recorder=recorder, stack=stack)
         if trace:
             autofocus.plugins.trace(sys.stderr.write)
         if engine == "mda" and not isinstance(loaded, useq.MDASequence):

@@ -94,6 +94,10 @@ class Microscope:
             name: build_knob(self.core, name, knob, sleep) for name, knob in self.settings.knobs.items()
         }
         self._imaging = self.settings.microscope
+        self._applied: dict[str, tuple[float, Roi]] = {}
+        """Exposure and ROI that a Look without its own gets, by camera."""
+        self._stuck: threading.Thread | None = None
+        """A snap that has not come back: until it does, its camera must not be touched, or we hang with it."""
         self._state: _State | None = None
         """The innermost `preserved` state, where cameras used since are noted."""
         self._camera = self._imaging.camera or str(self.core.get_camera_device())
@@ -182,11 +186,15 @@ class Microscope:
         """
         core = self.core
         camera = camera or self._camera
+        self._check_stuck()
         self._use_camera(camera)
+        base_exposure, base_roi = self._applied.get(camera, (None, None))
+        exposure_ms = exposure_ms if exposure_ms is not None else base_exposure
+        roi = roi if roi is not None else base_roi
         if exposure_ms is not None and core.get_exposure() != exposure_ms:
             core.set_exposure(exposure_ms)
         if roi is not None and core.roi() != tuple(roi):
-            core.set_roi(*roi)
+            self._restore_roi(roi)
         exposure = float(core.get_exposure())
         attempts = self._imaging.snap_retries + 1
         for attempt in range(attempts):
@@ -223,6 +231,7 @@ class Microscope:
         thread.start()
         thread.join(seconds)
         if not box:
+            self._stuck = thread
             raise TimeoutError(
                 f"camera {self._camera!r} has not delivered an image within {seconds:g} s; check it, or raise "
                 "[microscope] snap_timeout_s"
@@ -231,6 +240,14 @@ class Microscope:
             raise box[0]
         image: Image = box[0]
         return image
+
+    def _check_stuck(self) -> None:
+        if self._stuck is not None and self._stuck.is_alive():
+            raise HardwareError(
+                f"camera {self._camera!r} still hangs in an earlier snap; nothing was done. Switch it off and on, and "
+                "load the configuration again."
+            )
+        self._stuck = None
 
     def _snap_now(self) -> Image:
         self.core.snap_image()
@@ -244,6 +261,7 @@ class Microscope:
         On any exception (Ctrl-C too) every knob goes back as well, if ``knobs``. What cannot be put back is reported
         as a `HardwareError` naming it; everything else is still put back.
         """
+        self._check_stuck()
         state = self._read_state(knobs)
         outer, self._state = self._state, state
         try:
@@ -256,6 +274,7 @@ class Microscope:
             raise
         finally:
             self._state = outer
+            self._applied.clear()
         problems = self._restore(state, knobs=False)
         if problems:
             raise HardwareError("the instrument could not be put back completely: " + "; ".join(problems))
@@ -274,14 +293,14 @@ class Microscope:
             if m.channel:
                 group, preset = m.channel.split("/")
                 if core.get_current_config(group) != preset:
-                    core.set_config(group, preset)
-                    core.wait_for_config(group, preset)
+                    self._set_config(group, preset)
             if m.binning is not None and self._binning(self._camera) not in (None, str(m.binning)):
                 core.set_property(self._camera, "Binning", str(m.binning))
             if m.roi is not None and core.roi() != m.roi:
                 core.set_roi(*m.roi)
             if m.exposure_ms is not None and core.get_exposure() != m.exposure_ms:
                 core.set_exposure(m.exposure_ms)
+            self._applied[self._camera] = float(core.get_exposure()), core.roi()
         except FocusError:
             raise
         except Exception as error:
@@ -292,7 +311,8 @@ class Microscope:
         if self.core.get_camera_device() != label:
             self.core.set_camera_device(label)
         if self._state is not None and label not in self._state.cameras:
-            self._state.cameras[label] = self._camera_state(label)
+            was = self._state.cameras[label] = self._camera_state(label)
+            self._applied.setdefault(label, (was.exposure_ms, was.roi))
 
     def _camera_state(self, label: str) -> _CameraState:
         return _CameraState(float(self.core.get_exposure()), self.core.roi(), self._binning(label))
@@ -328,8 +348,8 @@ class Microscope:
                     make_so()
                     if not is_so():
                         problems.append(f"{what} did not take")
-            except Exception as error:
-                problems.append(f"{what}: {error}")
+            except BaseException as error:  # a second Ctrl-C must not leave the rest undone
+                problems.append(f"{what}: {error or type(error).__name__}")
 
         if knobs:
             for name, value in state.knobs.items():
@@ -337,19 +357,22 @@ class Microscope:
                 try:
                     if abs(knob.get() - value) > 1e-3:
                         knob.set(knob.limits.clip(value))
-                except Exception as error:
-                    problems.append(f"{name} to {value:g} {knob.unit}: {error}")
+                except BaseException as error:
+                    problems.append(f"{name} to {value:g} {knob.unit}: {error or type(error).__name__}")
+        if self._stuck is not None and self._stuck.is_alive():
+            problems.append(f"camera {self._camera!r}, its shutter and channel: the camera hangs")
+            return problems
         if state.preset:  # by its name, so that engines that remember the last preset are not deceived
             put(
                 f"{state.group} to {state.preset}",
                 lambda: core.get_current_config(state.group) == state.preset,
-                lambda: core.set_config(state.group, state.preset),
+                lambda: self._set_config(state.group, state.preset),
             )
         for device, prop, was in state.properties:
             put(
                 f"{device} {prop} to {was}",
                 lambda d=device, p=prop, v=was: str(core.get_property(d, p)) == v,  # type: ignore[misc]
-                lambda d=device, p=prop, v=was: core.set_property(d, p, v),  # type: ignore[misc]
+                lambda d=device, p=prop, v=was: self._set_property(d, p, v),  # type: ignore[misc]
             )
         for label in sorted(state.cameras, key=lambda name: name == state.camera):  # the core's own camera last
             self._restore_camera(label, state.cameras[label], put)
@@ -367,6 +390,15 @@ class Microscope:
                 lambda: core.set_shutter_open(state.shutter_open),
             )
         return problems
+
+    def _set_config(self, group: str, preset: str) -> None:
+        """Set a preset and wait for it: the next image must not be taken through a moving filter wheel."""
+        self.core.set_config(group, preset)
+        self.core.wait_for_config(group, preset)
+
+    def _set_property(self, device: str, prop: str, value: str) -> None:
+        self.core.set_property(device, prop, value)
+        self.core.wait_for_device(device)
 
     def _restore_camera(self, label: str, was: _CameraState, put: _Put) -> None:
         core = self.core

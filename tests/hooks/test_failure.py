@@ -153,7 +153,8 @@ def test_a_retry_comes_before_the_abort_and_accepting_is_no_failure() -> None:
     ]
     assert names == ["widen", "abort", "accept"]
     made = policy(abort_after=2, no_signal=("stay",))
-    made.mmaf_focused(result=result(Status.LOW_CONFIDENCE, "widen", "accept"))
+    accepted = result(Status.LOW_CONFIDENCE, "widen", "accept")
+    made.mmaf_focused(result=accepted.model_copy(update={"end": {"z": accepted.start["z"] + 1.0}}))
     action = made.mmaf_focus_failed(request=request(), result=result(), ledger=ledger())
     assert action is not None
     assert action.name == "stay"

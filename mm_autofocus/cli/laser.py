@@ -1,0 +1,341 @@
+"""Commands of the laser autofocus: calibrate, train, recalibrate, check, table."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from mm_autofocus.autofocus import Autofocus
+from mm_autofocus.errors import FocusError, SettingsError
+from mm_autofocus.readouts import Card, LaserModel, load_model
+from mm_autofocus.settings import Settings
+from mm_autofocus.strategies.laser import Laser, LaserSettings
+from mm_autofocus.training.laser_dataset import Day, acquire_day, days, frames_of, take_frames
+
+Say = Callable[[str], None]
+
+KNOWN_UM = (-75.0, -30.0, -10.0, -5.0, -1.5, 1.5, 5.0, 10.0, 30.0, 75.0)
+"""Defocus of the ten frames of a recalibration: six of them serve the short range."""
+
+app = typer.Typer(no_args_is_help=True, help=__doc__)
+
+
+def calibrate(
+    core: Any,
+    settings: Settings,
+    dataset: Path,
+    *,
+    name: str = "",
+    stacks: int = 100,
+    steps_um: dict[str, float] | None = None,
+    focus_um: float | None = None,
+    plugins: Iterable[object] = (),
+    say: Say = print,
+) -> dict[str, Any]:
+    """Acquire a day of labelled stacks through the core; a day that was interrupted goes on.
+
+    Parameters
+    ----------
+    core
+        With the configuration loaded, standing at a place with specimen.
+    settings
+        With ``[strategies.laser]`` (camera, exposure, objective, offset), and a strategy "sweep" that works here.
+    dataset
+        Folder of the days.
+    name
+        Of the day; empty for today's date.
+    stacks, steps_um
+        Stacks of each range, and their steps by range ("long", "short"); 1 µm and 50 nm as in the paper.
+    focus_um
+        Stage position of zero defocus; None to find the plane in focus with the image sweep, less the offset.
+    plugins
+        Beside those of the entry points.
+    say
+        Told what goes on.
+
+    Raises
+    ------
+    FocusError
+        When no focus was found, the dataset is of another objective or camera, or a stack leaves the limits.
+    """
+    laser = _laser_settings(settings)
+    autofocus = Autofocus(core, settings, plugins=plugins)
+    folder = dataset / (name or date.today().isoformat())
+    if focus_um is None and not (folder / "day.json").exists():
+        focus_um = _focus_by_image(core, settings, plugins) - laser.offset_um
+        say(f"zero defocus at z = {focus_um:.3f} µm, by image")
+    microscope = autofocus.microscope
+    exposure = laser.exposure_ms or load_model(laser.model).card.exposure_ms
+    with microscope.preserved():
+        image, _ = microscope.snap(camera=laser.camera, exposure_ms=exposure)
+    day = Day(
+        objective=laser.objective or load_model(laser.model).card.objective, camera=laser.camera or "",
+        shape=(image.shape[0], image.shape[1]), exposure_ms=exposure, focus_um=focus_um or 0.0,
+    )  # fmt: skip
+    paths = acquire_day(
+        microscope, folder, day, stacks=stacks, steps_um=steps_um, progress=lambda i, n: say(f"stack {i} of {n}")
+    )
+    return {"day": str(folder), "stacks": len(paths)}
+
+
+def train(
+    dataset: Path | None,
+    out: Path,
+    *,
+    base: str = "",
+    synthetic_days: int = 0,
+    seed: int = 0,
+    threads: int = 1,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Train our readouts: jointly on a dataset's days and synthetic ones, or on synthetic days alone.
+
+    Parameters
+    ----------
+    dataset
+        Folder of days; None to train on synthetic days only (so was the model made that comes with mm-autofocus).
+    out
+        The model's card (.json).
+    base
+        Model to begin with, when there is a dataset; empty for the one that comes with mm-autofocus.
+    synthetic_days
+        How many; 0 for 300 beside a dataset.
+    seed, threads
+        Same numbers, same weights.
+    say
+        Told what goes on.
+
+    Raises
+    ------
+    SettingsError
+        When the dataset cannot be used.
+    """
+    from mm_autofocus.readouts.profile import ProfileReadout
+    from mm_autofocus.training.laser import adapt, pretrain
+    from mm_autofocus.training.laser_dataset import read_day
+    from mm_autofocus.training.laser_synthetic import synthetic_frames
+
+    began = time.perf_counter()
+
+    def progress(epoch: int, epochs: int, loss: float) -> None:
+        say(f"epoch {epoch} of {epochs}, loss {loss:.3f}")
+
+    if dataset is None:
+        if synthetic_days < 10:
+            raise SettingsError(f"{synthetic_days} synthetic days are too few to train on; give a dataset, or 10 days")
+        count = synthetic_days
+        made = {k: pretrain(k, days=count, frames=24, seed=seed, threads=threads, progress=progress) for k in _KINDS}
+        trained_on = (
+            f"{count} synthetic days of as many simulated instruments, 24 frames each and range, drift family "
+            "gaussian-walk at 0.7 to 2 times the usual drift"
+        )
+        first = load_model(base).card if base else Card(objective="simulated-100x", shape=(192, 192))
+    else:
+        folders = days(dataset)
+        day, start = read_day(folders[0]), load_model(base)
+        if day.shape != start.card.shape:
+            raise SettingsError(
+                f"the dataset's images are {day.shape}, the model to begin with reads {start.card.shape}; train one "
+                "for this camera on synthetic days first"
+            )
+        made = {}
+        for kind in _KINDS:
+            readout = start.long if kind == "long" else start.short
+            if not isinstance(readout, ProfileReadout):
+                raise SettingsError(f"the model to begin with has no {kind}-range readout of ours; choose another base")
+            own, synthetic = frames_of(folders, kind), synthetic_frames(kind, synthetic_days or 300, 24, seed + 11)
+            made[kind] = adapt(readout, own, synthetic, seed=seed, threads=threads, progress=progress)
+        trained_on = f"{len(folders)} days ({', '.join(f.name for f in folders)}) on {start.card.trained_on}"
+        first = start.card.model_copy(update={"objective": day.objective, "exposure_ms": day.exposure_ms})
+    seconds = time.perf_counter() - began
+    card = first.model_copy(
+        update={
+            "long_um": made["long"].range_um, "short_um": made["short"].range_um, "trained_on": trained_on,
+            "command": f"python -m mm_autofocus.cli.laser train --synthetic-days {synthetic_days} --seed {seed}"
+            + (f" --dataset {dataset.name}" if dataset else ""),
+            "measured": {"training_seconds": round(seconds, 1), "threads": threads},
+        }
+    )  # fmt: skip
+    LaserModel(card, made["long"], made["short"]).save(out)
+    return {"model": str(out), "seconds": round(seconds, 1), "trained_on": trained_on}
+
+
+_KINDS = ("long", "short")
+
+
+def recalibrate(
+    core: Any,
+    settings: Settings,
+    out: Path,
+    *,
+    focus_um: float | None = None,
+    plugins: Iterable[object] = (),
+    say: Say = print,
+) -> dict[str, Any]:
+    """Fit the model to today from ten frames of known defocus; no training run.
+
+    Parameters
+    ----------
+    core, settings, focus_um, plugins, say
+        See `calibrate`.
+    out
+        The new model's card (.json); name it in ``[strategies.laser] model``.
+
+    Raises
+    ------
+    FocusError
+        When no focus was found, or a frame leaves the limits.
+    """
+    laser = _laser_settings(settings)
+    model = load_model(laser.model, objective=laser.objective)
+    if focus_um is None:
+        focus_um = _focus_by_image(core, settings, plugins) - laser.offset_um
+        say(f"zero defocus at z = {focus_um:.3f} µm, by image")
+    microscope = Autofocus(core, settings, plugins=plugins).microscope
+    day = Day(
+        objective=model.card.objective, camera=laser.camera or "", shape=model.card.shape,
+        exposure_ms=laser.exposure_ms or model.card.exposure_ms, focus_um=focus_um,
+    )  # fmt: skip
+    images, defocus = take_frames(microscope, day, np.array(KNOWN_UM))
+    began = time.perf_counter()
+    today = model.recalibrated(images, defocus)
+    seconds = time.perf_counter() - began
+    today.save(out)
+    return {"model": str(out), "frames": len(images), "seconds": round(seconds, 4)}
+
+
+def check(
+    core: Any,
+    settings: Settings,
+    *,
+    starts: int = 20,
+    reach_um: float = 100.0,
+    threshold: float = 0.9,
+    seed: int = 0,
+    focus_um: float | None = None,
+    plugins: Iterable[object] = (),
+) -> dict[str, Any]:
+    """Inject known defocus, focus with the laser alone, and report the fraction recovered; the stage goes back.
+
+    Parameters
+    ----------
+    core, settings, plugins
+        See `calibrate`.
+    starts, reach_um, seed
+        How many random starts, and how far from focus.
+    threshold
+        The fraction that must come back to within half the depth of field.
+    focus_um
+        Stage position of the plane to image; None to find it with the image sweep.
+
+    Raises
+    ------
+    FocusError
+        When less than ``threshold`` is recovered: do not start an acquisition with this model.
+    """
+    truth = _focus_by_image(core, settings, plugins) if focus_um is None else focus_um
+    data = settings.model_dump(exclude_unset=True) | {
+        "strategy": ("laser",), "map": {"enabled": False}, "recorder": {},
+        "failure": dict.fromkeys(("no_signal", "at_limit", "low_confidence", "timed_out", "failed"), "stay"),
+    }  # fmt: skip
+    autofocus = Autofocus(core, Settings.parse(data), plugins=plugins)
+    knob, half = autofocus.microscope.knob("z"), autofocus.depth_of_field_um / 2
+    errors: list[float | None] = []
+    injected = np.random.default_rng(seed).uniform(-reach_um, reach_um, starts)
+    with autofocus.microscope.preserved():
+        for offset in injected:
+            knob.set(knob.limits.clip(truth + float(offset)))
+            result = autofocus.focus().result
+            errors.append(result.end["z"] - truth if result is not None and result.ok else None)
+        knob.set(truth)
+    autofocus.finish()
+    found = np.array([e for e in errors if e is not None])
+    recovered = float((np.abs(found) <= half).sum()) / starts
+    outcome = {
+        "recovered": recovered, "within_um": half, "starts": starts, "no_focus": errors.count(None),
+        "median_error_um": float(np.median(found)) if found.size else None,
+        "sd_um": float(found.std()) if found.size else None, "injected_um": injected.round(2).tolist(),
+        "errors_um": errors,
+    }  # fmt: skip
+    if recovered < threshold:
+        raise FocusError(
+            f"the laser recovers {recovered:.0%} of {starts} known defoci to within {half:.2f} µm, {threshold:.0%} are "
+            "wanted: do not acquire with it; recalibrate, or correct [strategies.laser] offset_um"
+            + (f" (median error {np.median(found):+.2f} µm)" if found.size else "")
+        )
+    return outcome
+
+
+def table(out: Path, *, quick: bool = False, paper_seconds: float = 600.0, say: Say = print) -> dict[str, Any]:
+    """Measure the three readouts side by side; write laser_table.json and laser_table.md."""
+    from mm_autofocus.cli.laser_table import Bench, markdown
+
+    outcome = Bench(out, quick=quick, paper_seconds=24.0 if quick else paper_seconds, say=say).measure()
+    (out / "laser_table.json").write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
+    (out / "laser_table.md").write_text(markdown(outcome), encoding="utf-8")
+    return outcome
+
+
+def _laser_settings(settings: Settings) -> LaserSettings:
+    from mm_autofocus.settings import validate
+
+    return validate(LaserSettings, settings.strategies.get(Laser.name, {}), "[strategies.laser]")
+
+
+def _focus_by_image(core: Any, settings: Settings, plugins: Iterable[object]) -> float:
+    """Stage position of the plane in focus, by the image sweep.
+
+    Raises
+    ------
+    FocusError
+        When there is none.
+    """
+    data = settings.model_dump(exclude_unset=True) | {"strategy": ("sweep",), "map": {"enabled": False}, "recorder": {}}
+    autofocus = Autofocus(core, Settings.parse(data), plugins=plugins)
+    result = autofocus.focus().result
+    autofocus.finish()
+    if result is None or not result.ok:
+        raise FocusError(
+            f"the image sweep found no focus here ({result.reason if result else 'no result'}); go to a place with "
+            "specimen, near focus, or give the stage position of zero defocus"
+        )
+    return result.end["z"]
+
+
+# ---------------------------------------------------------------------- python -m mm_autofocus.cli.laser
+@app.command("table")
+def _table(
+    out: Annotated[Path, typer.Option(help="Folder for the table and the paper's trained networks.")] = Path(
+        "laser_table"
+    ),
+    quick: Annotated[bool, typer.Option(help="A few per cent of the images and of the training.")] = False,
+    paper_seconds: Annotated[float, typer.Option(help="Training time of the paper's networks, all together.")] = 600.0,
+) -> None:
+    """Measure the paper's readout, the look-up table and ours side by side."""
+    out.mkdir(parents=True, exist_ok=True)
+    table(out, quick=quick, paper_seconds=paper_seconds, say=typer.echo)
+    typer.echo((out / "laser_table.md").read_text(encoding="utf-8"))
+
+
+@app.command("train")
+def _train(
+    out: Annotated[Path, typer.Option(help="The model's card (.json).")],
+    dataset: Annotated[Path | None, typer.Option(help="Folder of days; none for synthetic days only.")] = None,
+    base: Annotated[str, typer.Option(help="Model to begin with; empty for the one that comes along.")] = "",
+    synthetic_days: Annotated[int, typer.Option(help="Synthetic days; 0 for 300 beside a dataset.")] = 0,
+    seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
+    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+) -> None:
+    """Train our readouts."""
+    train(dataset, out, base=base, synthetic_days=synthetic_days, seed=seed, threads=threads, say=typer.echo)
+
+
+if __name__ == "__main__":
+    app()
