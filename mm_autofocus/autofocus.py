@@ -184,6 +184,8 @@ class Autofocus:
         for event in events:
             for axis in ("x", "y", "z"):
                 value, limits = getattr(event, axis), axes.get(axis)
+                if value is not None and not isinstance(value, int | float):
+                    raise SettingsError(f"the plan has {axis} = {value!r} at {dict(event.axes)}; it must be a number")
                 if value is None or (math.isfinite(value) and (limits is None or value in limits)):
                     continue
                 bounds = f"[{limits.low:g}, {limits.high:g}]" if limits else "finite numbers"
@@ -319,6 +321,9 @@ class Autofocus:
     def predict(self, event: Event) -> Prior | None:
         """Ask the plugins (the focus map) where the focal plane is."""
         prior: Prior | None = self.hook.mmaf_predict(event=event, ledger=self.ledger)
+        if prior is not None and not (math.isfinite(prior.mean) and math.isfinite(prior.sd) and prior.sd >= 0):
+            logger.warning("%s: the predicted focal plane is %s and not used", _name(event), prior)
+            return None
         return prior
 
     def focus(self, event: Event | None = None) -> Placement:
@@ -349,20 +354,15 @@ class Autofocus:
     def _focus(self, request: FocusRequest, from_here: bool) -> Placement:
         event = request.event
         result = self._first_run(request)
-        end: BaseException | None = None
+        end: FocusError | None = None
         z: float | None = result.end[result.knob]
-        measured = result.ok
         if not result.ok:
-            try:
-                result, z, measured = self._handle_failure(request, result, from_here)
-            except (AcquisitionAborted, CancelledError) as error:
-                end = error
-                result = result.model_copy(update={"action": (*result.action, "abort")})
+            result, z, end = self._handle_failure(request, result, from_here)
         self.results.append(result)
         if result.ok:
             self._skipped.discard(event.key)
         if z is not None and end is None and result.knob == "z":
-            self.ledger.record(event, z, time=self._clock(), measured=measured)
+            self.ledger.record(event, z, time=self._clock(), measured=result.ok)
         self._tell("mmaf_focused", request=request, result=result)
         if end is not None:
             raise end
@@ -472,8 +472,15 @@ class Autofocus:
             raise AcquisitionAborted(
                 f"mmaf_focus answered with {type(result).__name__}; a plugin must return a FocusResult"
             )
-        for name, value in result.end.items():  # a cascade's best result need not be its last
-            self._moved(name, value)
+        ends = {knob: result.end.get(knob, math.nan) for knob in {result.knob, *result.end}}
+        # a cascade's best result need not be its last, and a plugin may answer with anything
+        lost = [name for name, value in ends.items() if not self._moved(name, value)]
+        if lost:
+            reason = f"the focus that was found cannot be gone to: {', '.join(f'{n} = {ends[n]:g}' for n in lost)}"
+            start = {name: knob.get() for name, knob in self.microscope.knobs.items()}
+            return result.model_copy(
+                update={"status": Status.FAILED, "reason": reason, "end": {**start, result.knob: start[result.knob]}}
+            )
         if result.ok and result.confidence < self.settings.min_confidence:
             reason = f"confidence {result.confidence:.2f} is below min_confidence {self.settings.min_confidence:g}"
             joined = f"{reason}; {result.reason}" if result.reason else reason
@@ -483,8 +490,8 @@ class Autofocus:
     # ------------------------------------------------------------------ failure
     def _handle_failure(
         self, request: FocusRequest, result: FocusResult, from_here: bool
-    ) -> tuple[FocusResult, float | None, bool]:
-        """Follow the policy; return the result, the focal z to use (None: none), and whether it was measured."""
+    ) -> tuple[FocusResult, float | None, FocusError | None]:
+        """Follow the policy; return the result, the focal z to use (None: none), and what ends the acquisition."""
         knob = request.knob
         while True:
             action: Action | None = self.hook.mmaf_focus_failed(request=request, result=result, ledger=self.ledger)
@@ -493,33 +500,39 @@ class Autofocus:
             logger.info("%s: %s (%s) -> %s", _name(request.event), result.status, result.reason, action.name)
             result = result.model_copy(update={"action": (*result.action, action.name)})
             if action.name == "accept":
-                return result, result.end[knob], False
+                return result, result.end[knob], None
             if action.name == "stay":
-                return result, self._stay(request), False
+                return result, self._stay(request), None
             if action.name in ("use_map", "use_last_good"):
                 if from_here or action.z is None or action.z not in request.limits[knob]:
                     continue  # a script that asks for a focus here is not taken elsewhere
                 if not self._moved(knob, action.z):
                     continue
-                return result.model_copy(update={"final": action.z}), action.z, False
+                return result.model_copy(update={"final": action.z}), action.z, None
             if action.name == "skip":
                 self._skipped.add(request.event.key)
-                return result, self._stay(request), False
+                return result, self._stay(request), None
             if action.name == "abort":
                 self._stay(request)
                 if result.status is Status.CANCELLED:
-                    raise CancelledError(result.reason)
-                raise AcquisitionAborted(
+                    return result, None, CancelledError(result.reason)
+                return result, None, AcquisitionAborted(
                     f"focusing at {_name(request.event)} ended with {result.status}: {result.reason} The failure "
                     "policy says abort ([failure])."
-                )
+                )  # fmt: skip
             if action.name == "pause":
-                self._pause(request, result)
+                try:
+                    self._pause(request, result)
+                except CancelledError as error:
+                    return result, None, error
                 retried = self._again(request, result, request.window)
-            else:
+            elif action.name == "widen":
                 retried = self._again(request, result, _widened(request, result, action.factor))
+            else:
+                logger.error("a plugin answered mmaf_focus_failed with the unknown action %r; staying", action.name)
+                return result, self._stay(request), None
             if retried.ok:
-                return retried, retried.end[knob], True
+                return retried, retried.end[knob], None
             result = retried
 
     def _again(self, request: FocusRequest, before: FocusResult, window: Limits | None) -> FocusResult:
@@ -549,7 +562,7 @@ class Autofocus:
         """Go there if possible; a stage that refuses is logged, and the policy goes on."""
         knob = self.microscope.knob(name)
         try:
-            if abs(knob.get() - target) > 1e-6:
+            if not abs(knob.get() - target) <= 1e-6:  # NaN goes to the knob, which refuses it
                 knob.set(target)
         except FocusError as error:
             logger.error("%s", error)

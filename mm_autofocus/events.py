@@ -75,6 +75,8 @@ def read(event: Any) -> Event:
     if isinstance(event, Event):
         return event
     if isinstance(event, Mapping):
+        if not isinstance(event.get("axes", {}), Mapping):
+            raise SettingsError(f'an event has "axes": {event["axes"]!r}; it must be like {{"position": 0, "z": 1}}')
         return from_pycromanager(event)
     if hasattr(event, "index") and hasattr(event, "z_pos"):
         return from_useq(event)

@@ -76,8 +76,10 @@ class Plugins:
             make: Any = plugin
             try:
                 plugin = make(self.settings)
-            except TypeError as error:
-                raise PluginError(f"plugin {name!r} ({source}) cannot be made with Class(settings): {error}") from error
+            except Exception as error:
+                raise PluginError(
+                    f"plugin {name!r} ({source}) cannot be made with Class(settings): {type(error).__name__}: {error}"
+                ) from error
         try:
             registered = self.manager.register(plugin, name)
         except (pluggy.PluginValidationError, ValueError) as error:
@@ -193,8 +195,14 @@ def caller(name: str) -> Any:
 
 
 def _brought(implementation: pluggy.HookImpl) -> Sequence[type[Strategy]]:
-    classes: Any = implementation.function()
-    return tuple(classes)
+    try:
+        classes: Any = implementation.function()
+        return tuple(classes)
+    except Exception as error:
+        raise PluginError(
+            f"plugin {implementation.plugin_name!r}: mmaf_strategies must return a list of classes: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _load(point: EntryPoint) -> Any:

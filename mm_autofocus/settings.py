@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,9 +25,9 @@ FailureAction = Literal["accept", "widen", "use_map", "use_last_good", "stay", "
 
 
 class Section(BaseModel):
-    """Base of the sections: frozen, and unknown keys are errors."""
+    """Base of the sections: frozen; unknown keys, infinities and NaN are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class MicroscopeSettings(Section):
@@ -355,8 +356,12 @@ def validate(model: type[ModelT], data: Mapping[str, Any], source: str) -> Model
         raise SettingsError(f"{source}: " + "; ".join(dict.fromkeys(lines))) from None
 
 
+_BRANCH = re.compile(r"(function|constrained)-|(literal|tuple|list|dict)\[|(float|int|str|bool)$")
+"""What pydantic adds to the path of an error inside a union; no key of ours looks like that."""
+
+
 def _explain(model: type[BaseModel], item: Any) -> str:
-    location = [str(part) for part in item["loc"] if not str(part).startswith(("function-", "constrained-"))]
+    location = [str(part) for part in item["loc"] if not _BRANCH.match(str(part))]
     key = ".".join(location)
     if item["type"] == "extra_forbidden":
         allowed = _allowed_keys(model, location[:-1])

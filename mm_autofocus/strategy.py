@@ -22,9 +22,9 @@ Image = NDArray[np.generic]
 
 
 class StrategySettings(BaseModel):
-    """Base of every strategy's settings: frozen, and a misspelt key is an error."""
+    """Base of every strategy's settings: frozen; a misspelt key, an infinity or NaN is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,6 +104,9 @@ class FakeCore:
     def getPixelSizeUm(self) -> float:
         return 0.325
 
+    def getNumberOfComponents(self) -> int:
+        return 1
+
     def snapImage(self) -> None:
         self.snaps += 1
         if self.snap_failures is not None and (error := next(self.snap_failures, None)) is not None:

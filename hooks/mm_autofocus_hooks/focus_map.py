@@ -135,7 +135,9 @@ class FocusMap:
         """
         result = yield
         site = site_of(request.event)
-        if result is None or not result.ok or request.attempt or site is None or not self._settings.enabled:
+        if not isinstance(result, FocusResult) or not result.ok or request.attempt:
+            return result
+        if site is None or not self._settings.enabled:
             return result
         error, sd = self.innovation(site, result.time, result.end.get(result.knob, math.nan))
         if not abs(error) > GATE_SD * sd:

@@ -113,7 +113,7 @@ class Progress:
         self._failures += not result.ok
         moved = result.correction.get(result.knob, 0.0)
         outcome = f"{moved:+.2f} µm" if result.ok else result.status.value.replace("_", " ")
-        self._last = f"{outcome} ({result.confidence:.0%} sure)"
+        self._last = f"{outcome} ({min(result.confidence, 0.99):.0%} sure)"  # nobody is 100 % sure
         if not result.ok and result.action:
             self._last += f", {result.action[-1].replace('_', ' ')}"
         if self._bar is not None:

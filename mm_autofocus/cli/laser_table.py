@@ -23,6 +23,7 @@ from mm_autofocus.simulation.laser_day import Family, LaserDay, instrument, make
 from mm_autofocus.simulation.laser_spot import LaserSpot
 from mm_autofocus.simulation.plate import Drift, Plate
 from mm_autofocus.strategies.laser import Laser, LaserSettings
+from mm_autofocus.strategies.laser_care import KNOWN_UM
 from mm_autofocus.strategy import Frame
 from mm_autofocus.training.laser import adapt
 from mm_autofocus.training.laser_paper import fit_paper, transfer_paper
@@ -35,8 +36,6 @@ Say = Callable[[str], None]
 
 UNIT, WINDOW, FIRST_DAY = 77_000_001, 777, 9000
 """The tested instrument, its camera window, and its first day; no training set uses these seeds."""
-KNOWN_UM = (-75.0, -30.0, -10.0, -5.0, -1.5, 1.5, 5.0, 10.0, 30.0, 75.0)
-"""Defocus of the ten frames of a recalibration."""
 SHAPE = (192, 192)
 SECONDS_PER_WELL = 75.0
 LOST_UM = 2.0
@@ -78,7 +77,7 @@ class Bench:
 
     out: Path
     quick: bool = False
-    paper_seconds: float = 600.0
+    paper_seconds: float = 480.0
     say: Say = print
     rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(2024))
 
@@ -88,6 +87,7 @@ class Bench:
         self.days = [make_day(self.unit, FIRST_DAY + i, Family.HELD_OUT) for i in range(15)]
         self.next_days = self.days[10:12] if self.quick else self.days[10:]
         self.rows: dict[str, dict[str, Any]] = {}
+        self.figures: dict[str, dict[str, Any]] = {"stacks": {}, "starts": {}, "plates": {}}
         self.models: dict[str, dict[str, LaserModel]] = {method: {} for method in METHODS}
         self.seconds: dict[str, float] = {}
         self._one_day: dict[str, Recording] = {}
@@ -118,7 +118,7 @@ class Bench:
     def train(self) -> None:
         """Train or fit everything: on one day, and on ten."""
         planes = 41 if self.quick else 101
-        synthetic_days = 60 if self.quick else 300
+        synthetic_days = 60 if self.quick else 800
         shipped = load_model()
         readouts: dict[tuple[str, str, str], Readout] = {}
         for kind in ("long", "short"):
@@ -159,14 +159,18 @@ class Bench:
 
         path = self.out / f"paper_{kind}_{name.replace(' ', '')}_{seconds:.0f}s.safetensors"
         if path.exists():
-            return PaperReadout(load_file(path), RANGES[kind], SHAPE)
+            kept = load_file(path)
+            self._add("paper: training", float(kept.pop("seconds")[0]))
+            return PaperReadout(kept, RANGES[kind], SHAPE)
         began = time.perf_counter()
         readout = fit_paper(
             own.small, own.defocus, own.stack, RANGES[kind], SHAPE, seconds=seconds, learning_rate=1e-3
         )  # fmt: skip
-        self._add("paper: training", time.perf_counter() - began)
+        took = time.perf_counter() - began
+        self._add("paper: training", took)
         self.say(f"paper, {kind}, {name}: validation {float(readout.weights['sigma'][0]):.3f} µm rms")
-        save_file({k: np.ascontiguousarray(v) for k, v in readout.weights.items()}, path)
+        arrays = {k: np.ascontiguousarray(v) for k, v in readout.weights.items()}
+        save_file({**arrays, "seconds": np.array([took])}, path)
         return readout
 
     def _add(self, name: str, seconds: float) -> None:
@@ -187,6 +191,7 @@ class Bench:
             self._knocked()
         return {
             "rows": self.rows,
+            "figures": self.figures,
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
             "total_seconds": round(time.perf_counter() - began, 1),
             "quick": self.quick,
@@ -216,7 +221,10 @@ class Bench:
                     readout = model.long if kind == "long" else model.short
                     assert readout is not None
                     errors = [readout.predict(images)[0] - z for z, images in sets[kind, when]]
-                    self._row(f"{kind} range, trained on {trained}, {when}", method, _spread(errors, kind))
+                    name = f"{kind} range, trained on {trained}, {when}"
+                    self._row(name, method, _spread(errors, kind))
+                    z = sets[kind, when][0][0]
+                    self.figures["stacks"].setdefault(name, {})[method] = {"z": _list(z), "errors": _list(errors)}
 
     def _recalibration(self) -> None:
         """Trained on one day, next days, recalibrated from ten frames (ours), or from a fresh sweep (look-up table)."""
@@ -247,10 +255,12 @@ class Bench:
         starts = self.rng.uniform(-100, 100, 20 if self.quick else 120)
         for method in METHODS:
             ends, lost, times = [], 0, []
+            pairs = self.figures["starts"].setdefault(method, [])
             for i, start in enumerate(starts):
                 day = self.next_days[i % len(self.next_days)]
                 end, found, seconds = self._focus(method, day, 1.0 + i % 4, float(start), 0.0, "two")
                 times.append(seconds)
+                pairs.append([_round(start), _round(end)])
                 if found and abs(end) < LOST_UM:
                     ends.append(end)
                 else:
@@ -276,12 +286,15 @@ class Bench:
             for steps in ("two", "long", "short"):
                 for method in METHODS:
                     errors, lost = [], 0
+                    wells_seen: dict[str, float] = {}
+                    self.figures["plates"].setdefault(f"{name} snake, {steps}", {})[method] = wells_seen
                     z = plate.focus_um(*plate.well_centre(str(wells[0])), 0.0)
                     for i, well in enumerate(wells):
                         seconds = i * SECONDS_PER_WELL
                         surface = plate.focus_um(*plate.well_centre(str(well)), seconds)
                         end, _, _ = self._focus(method, day, 1.0 + seconds / 3600, z - surface, surface, steps)
                         z = end + surface
+                        wells_seen[str(well)] = _round(end)
                         if abs(end) < (LOST_UM if steps != "long" else 5 * LOST_UM):
                             errors.append(end)
                         else:
@@ -381,19 +394,6 @@ def _round(value: Any) -> float:
     return round(float(value), 3)
 
 
-def markdown(outcome: dict[str, Any]) -> str:
-    """Return the table as Markdown (µm unless the cell says otherwise)."""
-    lines = ["| µm | (a) paper | (b) look-up table | (c) ours |", "|---|---|---|---|"]
-    for name, cells in outcome["rows"].items():
-        texts = [", ".join(f"{k} {v}" for k, v in cells.get(method, {}).items()) or "-" for method in METHODS]
-        lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    lines += [
-        "",
-        f"Tested on {outcome['tested_on']}. Ours was trained on {outcome['trained_on']}, then jointly with the tested "
-        "instrument's own days.",
-        f"(a) MobileNetV2 had {outcome['paper_seconds']:.0f} s in all on one core (the paper: 3 h on a GPU for each), "
-        "at Adam 1e-3 instead of 1e-4: undertrained. Labels are the stage's, for all three.",
-        "Seconds: " + ", ".join(f"{name} {value:g}" for name, value in outcome["seconds"].items())
-        + f"; in all {outcome['total_seconds']:g}.",
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
+def _list(values: Any) -> list[Any]:
+    rounded: list[Any] = np.round(np.asarray(values), 3).tolist()
+    return rounded

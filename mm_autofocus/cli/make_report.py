@@ -29,6 +29,8 @@ def report_from_folder(folder: Path, out: Path | None) -> Path:
         )
     lines = candidates[-1]
     results = load(lines)
+    if not results:
+        raise SettingsError(f"{lines} holds no focus result that can be read")
     depth = next((r.details["depth_of_field_um"] for r in results if "depth_of_field_um" in r.details), None)
     data = ReportData(
         title=f"Autofocus, {lines.parent.name}",

@@ -68,6 +68,8 @@ def _settings(
     data: dict[str, Any] = Settings.load(path).model_dump(exclude_unset=True) if path else {"strategy": strategy}
     z = recording.z_um
     microscope = dict(data.get("microscope", {}))
+    if depth_of_field_um is not None and not depth_of_field_um > 0:
+        raise SettingsError(f"--depth-of-field {depth_of_field_um:g} must be above 0")
     if depth_of_field_um is not None or not {"depth_of_field_um", "na"} & set(microscope):
         microscope["depth_of_field_um"] = depth_of_field_um or 2.0 * float(np.median(np.diff(z)))
     data["microscope"] = microscope

@@ -89,6 +89,11 @@ class PortableCore:
         HardwareError
             When the camera delivers colour or nothing.
         """
+        if int(self.get_number_of_components()) > 1:  # some cores pack the colours into one plane of 32 bits
+            raise HardwareError(
+                f"camera {self.get_camera_device()!r} delivers colour; autofocus needs one grey plane. Choose a grey "
+                "pixel type (8bit or 16bit) in the camera's properties."
+            )
         if self.camel:
             image = np.asarray(self.raw.getImage())
         else:

@@ -202,7 +202,7 @@ class Microscope:
             self.images += 1
             self.dose += exposure * self._imaging.dose_per_ms
             try:
-                image = self._snap_within(self._imaging.snap_timeout_s + exposure / 1000)
+                image = self._snap_within(self._imaging.snap_timeout_s + exposure / 1000, camera)
                 return image, exposure
             except TimeoutError as error:
                 raise HardwareError(str(error)) from None
@@ -215,7 +215,7 @@ class Microscope:
                 logger.warning("camera %r failed, trying again: %s", camera, error)
         raise AssertionError("unreachable")
 
-    def _snap_within(self, seconds: float) -> Image:
+    def _snap_within(self, seconds: float, camera: str) -> Image:
         """Snap in a thread of its own, since a hung driver cannot be interrupted."""
         if not self.core.camel:  # a Java bridge belongs to its thread; it has time-outs of its own
             return self._snap_now()
@@ -233,7 +233,7 @@ class Microscope:
         if not box:
             self._stuck = thread
             raise TimeoutError(
-                f"camera {self._camera!r} has not delivered an image within {seconds:g} s; check it, or raise "
+                f"camera {camera!r} has not delivered an image within {seconds:g} s; check it, or raise "
                 "[microscope] snap_timeout_s"
             )
         if isinstance(box[0], BaseException):

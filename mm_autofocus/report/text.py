@@ -129,6 +129,10 @@ def incident_header(truth: bool) -> list[str]:
     return ["Position", "Outcome", "Why", "What was done", "Final z, µm"] + ["Error, µm"] * truth
 
 
+WIDE = 150
+"""Columns of a terminal that the table of methods needs."""
+
+
 def print_summary(data: ReportData, console: Console) -> None:
     """Print the report's headline and tables to the terminal.
 
@@ -159,7 +163,10 @@ def print_summary(data: ReportData, console: Console) -> None:
 
     console.print(f"[bold]{escape(data.title)}[/bold]", highlight=False)
     console.print(escape(data.headline), highlight=False)
-    show("Methods", *method_table(data))
+    header, methods = method_table(data)
+    if console.width < WIDE:  # a column for each method reads better than columns cut off
+        header, *methods = [list(column) for column in zip(header, *methods, strict=True)]
+    show("Methods", header, methods)
     show("What the autofocus did", *run_table(data))
     incidents = data.incidents()
     rows = [incident_row(incident, data.has_truth) for incident in incidents]

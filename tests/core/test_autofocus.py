@@ -307,9 +307,6 @@ def test_cancel_ends_a_pause() -> None:
     assert [r.status for r in script.observed] == [Status.NO_SIGNAL]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Autofocus.focus records the first run when the policy ends in abort after others"
-)
 @pytest.mark.parametrize("chain", [["widen", "abort"], ["widen", "stay"]], ids=["abort", "abort_after"])
 def test_what_was_tried_before_an_abort_is_recorded_and_counted(chain: list[str]) -> None:
     core = flat(FakeCore())
@@ -475,7 +472,6 @@ def claims(**values: Any) -> Script:
     return Script(focus=focus)
 
 
-@pytest.mark.xfail(strict=True, raises=AttributeError, reason="FocusMap.mmaf_focus reads .ok of whatever comes back")
 def test_a_plugin_that_answers_with_nonsense_ends_the_acquisition() -> None:
     autofocus, _ = make(FakeCore(), Script(focus=lambda request, run: "in focus"))
     with pytest.raises(AcquisitionAborted, match="answered with str; a plugin must return a FocusResult"):
@@ -483,7 +479,6 @@ def test_a_plugin_that_answers_with_nonsense_ends_the_acquisition() -> None:
 
 
 @pytest.mark.parametrize("end", [{"z": 1e6}, {"z": math.nan}, {}], ids=["outside", "nan", "nothing"])
-@pytest.mark.xfail(strict=True, reason="Autofocus._checked keeps 'converged' when the stage cannot go to result.end")
 def test_a_plugin_that_claims_an_impossible_end_has_not_converged(end: dict[str, float]) -> None:
     core = FakeCore()
     autofocus, _ = make(core, claims(end=end))
@@ -537,7 +532,6 @@ def test_an_observer_of_results_that_raises_costs_nothing() -> None:
     assert len(before.observed) == len(after.observed) == 1
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="Autofocus.where records whatever mmaf_predict answers")
 def test_a_prediction_that_is_no_number_is_not_followed() -> None:
     autofocus, _ = make(FakeCore(), Script(predict=lambda event: Prior(math.nan, 1.0)), schedule={"every": "never"})
     assert autofocus.at(Event(axes={"position": 0}, z=3.0)).z == 3.0

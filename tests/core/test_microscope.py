@@ -158,11 +158,8 @@ def test_roles_presets_and_roi_read_alike(cores: tuple[Any, Any]) -> None:
         core.wait_for_system()
 
 
-def test_colour_is_refused_on_every_core(cores: tuple[Any, Any], request: pytest.FixtureRequest) -> None:
+def test_colour_is_refused_on_every_core(cores: tuple[Any, Any]) -> None:
     raw, given = cores
-    if request.node.callspec.params["cores"] in ("pymmcore", "mmpycorex", "Java"):
-        reason = "PortableCore.image: these cores pack RGB into one uint32 plane, which passes for grey"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
     raw.setProperty("Camera", "PixelType", "32bitRGB")
     with pytest.raises(HardwareError, match="Choose a grey pixel type"):
         Microscope(given, settings()).snap()
@@ -249,9 +246,6 @@ def test_a_camera_that_hangs_is_given_up() -> None:
         Microscope(Hangs(), settings(snap_timeout_s=0.05)).snap()
 
 
-@pytest.mark.xfail(
-    strict=True, reason="Microscope._snap_within names the configured camera, not the one that was snapped"
-)
 def test_the_camera_that_hangs_is_named() -> None:
     with pytest.raises(HardwareError, match="camera 'Side'"):
         Microscope(Hangs(), settings(snap_timeout_s=0.05)).snap(camera="Side")

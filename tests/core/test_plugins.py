@@ -201,7 +201,6 @@ def test_a_bad_plugin_is_refused_at_registration(case: str) -> None:
 
 
 @pytest.mark.parametrize(("answer", "words"), [(None, "None"), (1, "int")], ids=["nothing", "a number"])
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="_brought: tuple(answer) raises TypeError, without a name")
 def test_a_plugin_that_brings_no_sequence_is_named(answer: Any, words: str) -> None:
     class Bringer:
         @hookimpl
@@ -212,7 +211,6 @@ def test_a_plugin_that_brings_no_sequence_is_named(answer: Any, words: str) -> N
         Plugins(Settings(), [Bringer()])
 
 
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="_register: only a TypeError of Class(settings) is caught")
 def test_a_plugin_whose_constructor_fails_is_named() -> None:
     class Fails:
         def __init__(self, settings: Settings) -> None:

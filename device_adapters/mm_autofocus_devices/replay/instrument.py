@@ -40,6 +40,11 @@ class RecordedStack:
             raise SettingsError(f"a z-stack needs axes ZYX and three planes or more; this one has shape {planes.shape}")
         if z.shape != (len(planes),) or not np.isfinite(z).all() or len(np.unique(z)) != len(z):
             raise SettingsError(f"{len(planes)} planes need as many different, finite z positions; got {z.tolist()}")
+        if planes.dtype.kind == "f":  # a camera delivers integers
+            if not np.isfinite(planes).all():
+                raise SettingsError("the z-stack holds NaN or infinity; replace them before replaying it")
+            low, high = float(planes.min()), float(planes.max())
+            planes = np.rint((planes - low) * (60_000.0 / (high - low if high > low else 1.0))).astype(np.uint16)
         order = np.argsort(z)
         self.z_um: NDArray[np.float64] = z[order]
         self._planes = planes[order]
@@ -80,7 +85,10 @@ class RecordedStack:
                 found = found.get("z_um") if isinstance(found, dict) else None
             if found is None:
                 raise SettingsError(f'{positions} has no "z_um" for {path.name}')
-            z = np.asarray(found, dtype=float)[: len(planes)]
+            try:
+                z = np.asarray(found, dtype=float)[: len(planes)]
+            except (TypeError, ValueError):
+                raise SettingsError(f'{positions} must hold numbers in "z_um"; it has {found!r}') from None
         elif step_um is not None or spacing is not None:
             step = step_um if step_um is not None else spacing
             z = np.arange(len(planes)) * float(step or 0.0)
@@ -139,9 +147,16 @@ def _spacing(tiff: tifffile.TiffFile) -> float | None:
     if tiff.ome_metadata:
         pixels = tifffile.xml2dict(tiff.ome_metadata).get("OME", {}).get("Image", {})
         pixels = pixels[0] if isinstance(pixels, list) else pixels
-        step = pixels.get("Pixels", {}).get("PhysicalSizeZ")
-        return float(step) if step else None
+        pixels = pixels.get("Pixels", {})
+        step, unit = pixels.get("PhysicalSizeZ"), pixels.get("PhysicalSizeZUnit", "µm")
+        if step and unit not in _UNITS_UM:
+            raise SettingsError(f"the file's z spacing is in {unit!r}; give --step in µm")
+        return float(step) * _UNITS_UM[unit] if step else None
     return None
+
+
+_UNITS_UM = {"µm": 1.0, "um": 1.0, "micron": 1.0, "nm": 1e-3, "mm": 1e3, "Å": 1e-4}
+"""Units of an OME file's z spacing in µm."""
 
 
 def no_recording() -> HardwareError:

@@ -40,7 +40,7 @@ class VarianceClimbSettings(StrategySettings):
 
     step_um: float = Field(default=4.0, gt=0, allow_inf_nan=False)
     range_um: float = Field(default=40.0, gt=0, allow_inf_nan=False)
-    min_gain: float = Field(default=0.02, ge=0)
+    min_gain: float = Field(default=0.25, ge=0)
 
 
 class VarianceClimb:
