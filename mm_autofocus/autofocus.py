@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import math
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,12 +13,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mm_autofocus import events as event_readers
+from mm_autofocus.checks import check_focus_drive, check_plan, check_ranges
 from mm_autofocus.errors import AcquisitionAborted, CancelledError, FocusError, SettingsError
 from mm_autofocus.ledger import Ledger
 from mm_autofocus.microscope import Microscope
+from mm_autofocus.microscope.running import running_core
+from mm_autofocus.observers import Observers
 from mm_autofocus.plugins import Plugins, caller
-from mm_autofocus.policy import Action
-from mm_autofocus.request import Event, FocusRequest, Key, Limits, Prior
+from mm_autofocus.recovery import recover
+from mm_autofocus.request import Event, FocusRequest, Key, Prior
 from mm_autofocus.result import FocusResult, Status
 from mm_autofocus.run import FocusRun, start_values
 from mm_autofocus.settings import Settings
@@ -33,9 +35,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Plan = TypeVar("Plan", bound=Iterable[Any])
-
-MAX_ACTIONS = 10
-"""No failure policy may go on for longer than this at one event."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,9 +108,7 @@ class Autofocus:
         self._sleep = sleep
         self._microscope: Microscope | None = None
         self._cancel = threading.Event()
-        self._observers: dict[str, list[tuple[str, Any]]] = {}
-        self._complained: set[tuple[str, str]] = set()
-        """(plugin, hook) of observers whose failure was reported."""
+        self._observers = Observers(self.plugins.manager)
         self._skipped: set[Key] = set()
         self._clipped: set[Key] = set()
         self._started = False
@@ -126,10 +123,10 @@ class Autofocus:
     def microscope(self) -> Microscope:
         """The microscope; connected, and the settings checked against it, on first use."""
         if self._microscope is None:
-            core = self._core if self._core is not None else _running_core()
+            core = self._core if self._core is not None else running_core()
             microscope = Microscope(core, self.settings, clock=self._clock, sleep=self._sleep)
             microscope.cancel = self._cancel
-            self._check_ranges(microscope)
+            check_ranges(self.strategies, microscope)
             self._microscope = microscope
         return self._microscope
 
@@ -137,20 +134,6 @@ class Autofocus:
     def depth_of_field_um(self) -> float:
         """Depth of field of the microscope in µm; in focus means within half of it."""
         return self.microscope.depth_of_field_um
-
-    def _check_ranges(self, microscope: Microscope) -> None:
-        """Raise `SettingsError` when a strategy's own range is wider than the limits, before anything moves."""
-        if "z" not in microscope.knobs:
-            return
-        width = microscope.knob("z").limits.width
-        for name, strategy in self.strategies.items():
-            wanted = getattr(strategy.settings, "range_um", None)
-            if wanted is not None and wanted > width:
-                limits = microscope.knob("z").limits
-                raise SettingsError(
-                    f"[strategies.{name}] range_um = {wanted:g} is wider than the limits of knob 'z', "
-                    f"[{limits.low:g}, {limits.high:g}]; narrow the range or widen [knobs.z] limits"
-                )
 
     # ------------------------------------------------------------------ before
     def plan(self, events: Plan) -> Plan:
@@ -169,42 +152,9 @@ class Autofocus:
         if not hasattr(events, "__len__") and not hasattr(events, "stage_positions"):
             events = list(events)  # type: ignore[assignment]
         read = event_readers.read_plan(events)
-        self._check_plan(read)
+        check_plan(read, self.microscope)
         self.ledger.plan(read)
         return events
-
-    def _check_plan(self, events: list[Event]) -> None:
-        """Raise `SettingsError` for a plan that cannot be placed; nothing has moved."""
-        axes = {
-            self.settings.knobs[name].axis: knob.limits
-            for name, knob in self.microscope.knobs.items()
-            if self.settings.knobs[name].axis in ("x", "y") or name == "z"
-        }
-        where: dict[Key, tuple[float | None, float | None]] = {}
-        for event in events:
-            for axis in ("x", "y", "z"):
-                value, limits = getattr(event, axis), axes.get(axis)
-                if value is not None and not isinstance(value, int | float):
-                    raise SettingsError(f"the plan has {axis} = {value!r} at {dict(event.axes)}; it must be a number")
-                if value is None or (math.isfinite(value) and (limits is None or value in limits)):
-                    continue
-                bounds = f"[{limits.low:g}, {limits.high:g}]" if limits else "finite numbers"
-                raise SettingsError(
-                    f"the plan goes to {axis} = {value:g} at {dict(event.axes)}, outside the limits {bounds} of knob "
-                    f"{axis!r}; nothing has moved. Correct the plan, or [knobs.{axis}] limits."
-                )
-            if where.setdefault(event.key, (event.x, event.y)) != (event.x, event.y):
-                raise SettingsError(
-                    f"the plan has several XY positions at {dict(event.axes)} with the same time, position and grid "
-                    "index, so that one focus would serve them all; number them along the axis 'position'"
-                )
-        channels = {event.channel for event in events if event.channel is not None}
-        if len(channels) > 1 and not self.settings.microscope.channel:
-            logger.warning(
-                "the plan has the channels %s and [microscope] channel is not set: focusing uses whichever is in the "
-                "light path",
-                ", ".join(sorted(channels)),
-            )
 
     def check_focus_drive(self) -> None:
         """Check that the engine and the knob "z" move the same device; the acquisition callers ask this.
@@ -214,14 +164,7 @@ class Autofocus:
         SettingsError
             When the plan's z would go to one stage and the corrections belong to another.
         """
-        if "z" not in self.settings.knobs:
-            return
-        knob, drive = self.microscope.knob("z"), str(self.microscope.core.get_focus_device())
-        if knob.device != drive:
-            raise SettingsError(
-                f"acquisitions move the core's focus drive {drive!r}, but [knobs.z] focuses with {knob.device!r}. Make "
-                f"that the focus drive (Core, Focus = {knob.device}), or set [knobs.z] device = {drive!r}."
-            )
+        check_focus_drive(self.microscope)
 
     def start(self) -> None:
         """Begin an acquisition: connect, check, forget earlier results, and tell the plugins. Called on first use.
@@ -238,9 +181,8 @@ class Autofocus:
         self.results.clear()
         self._skipped.clear()
         self._clipped.clear()
-        self._complained.clear()
         _ = self.depth_of_field_um
-        self._find_observers()
+        self._observers = Observers(self.plugins.manager)
         self.hook.mmaf_start(autofocus=self)
         self._started = True
 
@@ -249,7 +191,7 @@ class Autofocus:
         self.ended_by = error or self.ended_by
         if self._started:
             self._started = False
-            self._tell("mmaf_finish", autofocus=self, error=error)
+            self._observers.tell("mmaf_finish", autofocus=self, error=error)
         self._cancel.clear()
 
     def reset(self) -> None:
@@ -268,7 +210,7 @@ class Autofocus:
         """Whether the schedule wants to focus at this event."""
         if not self._started:
             self.start()
-        self._check_cancel()
+        self.check_cancel()
         return bool(self.hook.mmaf_should_focus(event=event, ledger=self.ledger))
 
     def at(self, event: Event) -> Placement:
@@ -287,14 +229,14 @@ class Autofocus:
 
     def tell_event(self, event: Event, z: float | None) -> None:
         """Tell the observers at which z (absolute µm) an event is acquired; for callers that do not use `at`."""
-        self._tell("mmaf_event", event=event, z=z)
+        self._observers.tell("mmaf_event", event=event, z=z)
 
     def where(self, event: Event) -> Placement:
         """Return where to acquire this event with what is known now, without focusing.
 
         A correction never carries an image outside the limits: it is taken at the limit then, and a warning is logged.
         """
-        self._check_cancel()
+        self.check_cancel()
         if "z" not in self.settings.knobs:
             return Placement(event.z)
         if not self.ledger.has(event):
@@ -322,7 +264,7 @@ class Autofocus:
         """Ask the plugins (the focus map) where the focal plane is."""
         prior: Prior | None = self.hook.mmaf_predict(event=event, ledger=self.ledger)
         if prior is not None and not (math.isfinite(prior.mean) and math.isfinite(prior.sd) and prior.sd >= 0):
-            logger.warning("%s: the predicted focal plane is %s and not used", _name(event), prior)
+            logger.warning("%s: the predicted focal plane is %s and not used", event.name, prior)
             return None
         return prior
 
@@ -357,13 +299,13 @@ class Autofocus:
         end: FocusError | None = None
         z: float | None = result.end[result.knob]
         if not result.ok:
-            result, z, end = self._handle_failure(request, result, from_here)
+            result, z, end = recover(self, request, result, from_here=from_here)
         self.results.append(result)
         if result.ok:
             self._skipped.discard(event.key)
         if z is not None and end is None and result.knob == "z":
             self.ledger.record(event, z, time=self._clock(), measured=result.ok)
-        self._tell("mmaf_focused", request=request, result=result)
+        self._observers.tell("mmaf_focused", request=request, result=result)
         if end is not None:
             raise end
         if result.knob != "z":
@@ -455,6 +397,16 @@ class Autofocus:
                 end=dict(request.start), reason=str(error), axes=dict(request.event.axes), label=request.event.label,
                 x=request.event.x, y=request.event.y, time=self._clock(),
             )  # fmt: skip
+        return self.run(request)
+
+    def run(self, request: FocusRequest) -> FocusResult:
+        """Focus once, as the plugins do it, and check what they answer.
+
+        Raises
+        ------
+        AcquisitionAborted
+            When a plugin answers with something that is no result.
+        """
         return self._checked(self.hook.mmaf_focus(request=request, run=self._run))
 
     def _run(self, strategy: Strategy, request: FocusRequest) -> FocusResult:
@@ -464,7 +416,7 @@ class Autofocus:
         return run()
 
     def _tell_frame(self, request: FocusRequest, frame: Any, purpose: str) -> None:
-        self._tell("mmaf_frame", request=request, frame=frame, purpose=purpose)
+        self._observers.tell("mmaf_frame", request=request, frame=frame, purpose=purpose)
 
     def _checked(self, result: object) -> FocusResult:
         """Apply the confidence threshold; a plugin that answers with something else is an error."""
@@ -474,92 +426,19 @@ class Autofocus:
             )
         ends = {knob: result.end.get(knob, math.nan) for knob in {result.knob, *result.end}}
         # a cascade's best result need not be its last, and a plugin may answer with anything
-        lost = [name for name, value in ends.items() if not self._moved(name, value)]
+        lost = [name for name, value in ends.items() if not self.move(name, value)]
         if lost:
             reason = f"the focus that was found cannot be gone to: {', '.join(f'{n} = {ends[n]:g}' for n in lost)}"
-            start = {name: knob.get() for name, knob in self.microscope.knobs.items()}
-            return result.model_copy(
-                update={"status": Status.FAILED, "reason": reason, "end": {**start, result.knob: start[result.knob]}}
-            )
+            back = {name: result.start.get(name, 0.0) for name in ends}
+            return result.model_copy(update={"status": Status.FAILED, "reason": reason, "end": back})
         if result.ok and result.confidence < self.settings.min_confidence:
             reason = f"confidence {result.confidence:.2f} is below min_confidence {self.settings.min_confidence:g}"
             joined = f"{reason}; {result.reason}" if result.reason else reason
             return result.model_copy(update={"status": Status.LOW_CONFIDENCE, "reason": joined})
         return result
 
-    # ------------------------------------------------------------------ failure
-    def _handle_failure(
-        self, request: FocusRequest, result: FocusResult, from_here: bool
-    ) -> tuple[FocusResult, float | None, FocusError | None]:
-        """Follow the policy; return the result, the focal z to use (None: none), and what ends the acquisition."""
-        knob = request.knob
-        while True:
-            action: Action | None = self.hook.mmaf_focus_failed(request=request, result=result, ledger=self.ledger)
-            if action is None or len(result.action) >= MAX_ACTIONS:
-                action = Action("stay")
-            logger.info("%s: %s (%s) -> %s", _name(request.event), result.status, result.reason, action.name)
-            result = result.model_copy(update={"action": (*result.action, action.name)})
-            if action.name == "accept":
-                return result, result.end[knob], None
-            if action.name == "stay":
-                return result, self._stay(request), None
-            if action.name in ("use_map", "use_last_good"):
-                if from_here or action.z is None or action.z not in request.limits[knob]:
-                    continue  # a script that asks for a focus here is not taken elsewhere
-                if not self._moved(knob, action.z):
-                    continue
-                return result.model_copy(update={"final": action.z}), action.z, None
-            if action.name == "skip":
-                self._skipped.add(request.event.key)
-                return result, self._stay(request), None
-            if action.name == "abort":
-                self._stay(request)
-                if result.status is Status.CANCELLED:
-                    return result, None, CancelledError(result.reason)
-                return result, None, AcquisitionAborted(
-                    f"focusing at {_name(request.event)} ended with {result.status}: {result.reason} The failure "
-                    "policy says abort ([failure])."
-                )  # fmt: skip
-            if action.name == "pause":
-                try:
-                    self._pause(request, result)
-                except CancelledError as error:
-                    return result, None, error
-                retried = self._again(request, result, request.window)
-            elif action.name == "widen":
-                retried = self._again(request, result, _widened(request, result, action.factor))
-            else:
-                logger.error("a plugin answered mmaf_focus_failed with the unknown action %r; staying", action.name)
-                return result, self._stay(request), None
-            if retried.ok:
-                return retried, retried.end[knob], None
-            result = retried
-
-    def _again(self, request: FocusRequest, before: FocusResult, window: Limits | None) -> FocusResult:
-        request = replace(request, window=window, attempt=len(before.action))
-        if window is not None:
-            request = replace(request, prior=None)
-        result = self._checked(self.hook.mmaf_focus(request=request, run=self._run))
-        return result.model_copy(
-            update={
-                "action": before.action,
-                "images": before.images + result.images,
-                "dose": before.dose + result.dose,
-                "seconds": before.seconds + result.seconds,
-                "compute_seconds": before.compute_seconds + result.compute_seconds,
-                "moves": before.moves + result.moves,
-                "samples": before.samples + result.samples,
-            }
-        )
-
-    def _stay(self, request: FocusRequest) -> float | None:
-        """Put the knob back to the start; as a focal plane the start only counts when it was expected to be one."""
-        start = request.start[request.knob]
-        self._moved(request.knob, start)
-        return start if request.knob == "z" else None
-
-    def _moved(self, name: str, target: float) -> bool:
-        """Go there if possible; a stage that refuses is logged, and the policy goes on."""
+    def move(self, name: str, target: float) -> bool:
+        """Move a knob if it is not there; False when it cannot go there, which is logged."""
         knob = self.microscope.knob(name)
         try:
             if not abs(knob.get() - target) <= 1e-6:  # NaN goes to the knob, which refuses it
@@ -569,61 +448,28 @@ class Autofocus:
             return False
         return True
 
-    def _pause(self, request: FocusRequest, result: FocusResult) -> None:
-        self.resume.clear()
-        self.paused.set()
-        where = _name(request.event)
-        logger.warning("paused at %s: %s; resume.set() goes on, cancel() ends", where, result.reason)
-        try:
-            while not self.resume.wait(0.2):
-                self._check_cancel()
-        finally:
-            self.paused.clear()
-        self._check_cancel()
+    def skip(self, event: Event) -> None:
+        """Spend no light on this place and time from now on."""
+        self._skipped.add(event.key)
 
-    # ------------------------------------------------------------------ observers
-    def _find_observers(self) -> None:
-        """Prepare one caller for each observing plugin, so that one that fails keeps no other from being told."""
-        manager = self.plugins.manager
-        plugins = [plugin for _, plugin in manager.list_name_plugin() if plugin is not None]
-        self._observers = {
-            name: [
-                (each.plugin_name, manager.subset_hook_caller(name, [p for p in plugins if p is not each.plugin]))
-                for each in getattr(manager.hook, name).get_hookimpls()
-            ]
-            for name in ("mmaf_event", "mmaf_frame", "mmaf_focused", "mmaf_finish")
-        }
-
-    def _tell(self, hook: str, **arguments: Any) -> None:
-        """Tell the observers; what one of them raises is logged, an acquisition does not end because of it."""
-        for name, call in self._observers.get(hook, ()):
-            try:
-                call(**arguments)
-            except Exception as error:
-                if (name, hook) not in self._complained:  # once: it may fail at every event of a night
-                    self._complained.add((name, hook))
-                    logger.exception("plugin %r failed in %s; the acquisition goes on", name, hook)
-                else:
-                    logger.debug("plugin %r failed in %s again: %s", name, hook, error)
-
-    # ------------------------------------------------------------------ small things
-    def _check_cancel(self) -> None:
+    def check_cancel(self) -> None:
+        """Raise `CancelledError` when someone has asked to stop."""
         if self._cancel.is_set():
             raise CancelledError("the acquisition was cancelled; the instrument is back where it was")
 
+    # ------------------------------------------------------------------ small things
     def _within(self, event: Event, z: float | None) -> float | None:
         if z is None:
             return z
         if not math.isfinite(z):
-            raise SettingsError(f"{_name(event)} would be acquired at z = {z}; nothing has moved. Correct the plan.")
+            raise SettingsError(f"{event.name} would be acquired at z = {z}; nothing has moved. Correct the plan.")
         limits = self.microscope.knob("z").limits
         if z in limits:
             return z
         if event.key not in self._clipped:
             self._clipped.add(event.key)
-            logger.warning(
-                "%s: z = %g is outside the limits [%g, %g]; acquired at the limit", _name(event), z, *_pair(limits)
-            )
+            bounds = f"[{limits.low:g}, {limits.high:g}]"
+            logger.warning("%s: z = %g is outside the limits %s; acquired at the limit", event.name, z, bounds)
         return limits.clip(z)
 
     def _here(self) -> Event:
@@ -633,44 +479,3 @@ class Autofocus:
             return Event()
         x, y = float(core.get_x_position(stage)), float(core.get_y_position(stage))
         return Event(axes={"position": f"x {x:.0f} y {y:.0f}"}, x=x, y=y)
-
-
-def _widened(request: FocusRequest, result: FocusResult, factor: float) -> Limits:
-    """A window ``factor`` times as wide as what was searched, around where it was searched, inside the limits."""
-    searched = [s.knobs[request.knob] for s in result.samples if request.knob in s.knobs]
-    start = request.start[request.knob]
-    half = max((abs(z - start) for z in searched), default=0.0)
-    half = max(half, 2.0 * request.depth_of_field_um) * factor
-    return Limits(start - half, start + half).intersect(request.limits[request.knob])
-
-
-def _pair(limits: Limits) -> tuple[float, float]:
-    return limits.low, limits.high
-
-
-def _name(event: Event) -> str:
-    return event.label or event.well or (str(dict(event.axes)) if event.axes else "this position")
-
-
-def _running_core() -> Any:
-    """Find the core that runs in this process.
-
-    Raises
-    ------
-    SettingsError
-        When none does.
-    """
-    launcher = sys.modules.get("mmpycorex.launcher")
-    cores = getattr(launcher, "_PYMMCORES", None)
-    if cores:
-        return cores[0]  # the one that pycromanager.Core() returns
-    if getattr(launcher, "_JAVA_HEADLESS_SUBPROCESSES", None) and "pycromanager" in sys.modules:
-        return sys.modules["pycromanager"].Core()
-    if "pymmcore_plus" in sys.modules:
-        core = sys.modules["pymmcore_plus"].CMMCorePlus.instance()
-        if len(core.getLoadedDevices()) > 1:
-            return core
-    raise SettingsError(
-        "no Micro-Manager core with a configuration runs in this process; pass one: Autofocus(core), with a pymmcore, "
-        "pymmcore-plus or pycro-manager core"
-    )

@@ -58,6 +58,11 @@ class Event:
         return Key(get("time", 0), get("position", 0), grid)
 
     @property
+    def name(self) -> str:
+        """What to call this place in a message: its label, its well, its axes."""
+        return self.label or self.well or (str(dict(self.axes)) if self.axes else "this position")
+
+    @property
     def well(self) -> str | None:
         """Name of the well ("B7") when the label or the position axis begins with one, else None."""
         well = self.axes.get("well")

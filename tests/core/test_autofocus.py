@@ -30,7 +30,7 @@ from mm_autofocus import (
     Verdict,
     hookimpl,
 )
-from mm_autofocus.autofocus import MAX_ACTIONS
+from mm_autofocus.recovery import MAX_ACTIONS
 from support import FakeCore, contrast, settings, state
 
 
