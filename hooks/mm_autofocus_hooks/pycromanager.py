@@ -65,7 +65,7 @@ class PycromanagerCaller:
             for one, ours in zip(several, self._events, strict=True):
                 z = self._autofocus.where(ours).z
                 if z is not None:
-                    one["z"] = z
+                    one["z"] = float(z)
             self._approach = self._wrong_way(several[0].get("z"))
         except BaseException as error:
             return self._abort(error, event)

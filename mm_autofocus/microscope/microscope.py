@@ -192,7 +192,7 @@ class Microscope:
         exposure_ms = exposure_ms if exposure_ms is not None else base_exposure
         roi = roi if roi is not None else base_roi
         if exposure_ms is not None and core.get_exposure() != exposure_ms:
-            core.set_exposure(exposure_ms)
+            core.set_exposure(float(exposure_ms))  # a Java core takes plain numbers only
         if roi is not None and core.roi() != tuple(roi):
             self._restore_roi(roi)
         exposure = float(core.get_exposure())
@@ -422,5 +422,5 @@ class Microscope:
 
     def _restore_roi(self, roi: Roi) -> None:
         self.core.clear_roi()
-        if self.core.roi() != roi:
-            self.core.set_roi(*roi)
+        if self.core.roi() != tuple(roi):
+            self.core.set_roi(*(int(v) for v in roi))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any, ClassVar
 
+sys.path.append(str(Path(__file__).parent.parent / "contracts"))
 import mm_test_adapters
 import pytest
 import useq
+from java_core import JavaCore
 
 from mm_autofocus import Autofocus, Look, StrategySettings, Verdict, hookimpl
 from mm_autofocus.cli.acquire import as_pycromanager, channel_offsets
@@ -152,6 +156,25 @@ def test_a_knob_that_is_not_the_focus_drive_is_refused(core: LoggingCore, engine
         with pytest.raises(SettingsError, match=message):
             PycromanagerCaller(autofocus).pre_hardware({"axes": {"position": 0}, "z": 5.0})
     assert not [entry for entry in core.log if entry[0] == "move"]
+
+
+def test_on_the_java_backend_every_event_is_placed_by_the_hook_itself(core: LoggingCore) -> None:
+    """Its engine does not move to a z that equals its last one, wherever a hook has been in between."""
+    autofocus, plugin = make(JavaCore(core), -50, 50)
+    plugin.z = 7.0
+    caller = PycromanagerCaller(autofocus)
+    events = [{"axes": {"position": 0, "z": i}, "x": 0.0, "y": 0.0, "z": float(i)} for i in range(3)]
+    autofocus.plan(events)
+    placed = []
+    for event in events:
+        before = caller.pre_hardware(dict(event))
+        assert isinstance(before, dict)
+        after = caller.post_hardware(before)
+        assert isinstance(after, dict)
+        assert type(after["z"]) is float
+        placed.append((after["z"], core.getPosition()))
+        core.setPosition(-20.0)  # something else moves the stage; the engine would not notice
+    assert placed == [(6.0, 6.0), (7.0, 7.0), (8.0, 8.0)]
 
 
 def test_a_z_burst_is_focused_in_its_own_channel(core: LoggingCore) -> None:
