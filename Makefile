@@ -27,6 +27,7 @@ types: $(READY)
 bench: $(READY)
 	$(BIN)/mm-autofocus demo plate --wells 96 --out bench_output/plate
 	$(BIN)/mm-autofocus bench overhead --events 400 --out bench_output
+	$(BIN)/mm-autofocus bench laser --out bench_output/laser
 	$(BIN)/mm-autofocus bench curves --out bench_output
 
 bench-quick: $(READY)

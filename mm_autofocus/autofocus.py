@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mm_autofocus import events as event_readers
-from mm_autofocus.checks import check_focus_drive, check_plan, check_ranges
+from mm_autofocus.checks import check_focus_drive, check_plan, check_strategies
 from mm_autofocus.errors import AcquisitionAborted, CancelledError, FocusError, SettingsError
 from mm_autofocus.ledger import Ledger
 from mm_autofocus.microscope import Microscope
@@ -126,7 +126,7 @@ class Autofocus:
             core = self._core if self._core is not None else running_core()
             microscope = Microscope(core, self.settings, clock=self._clock, sleep=self._sleep)
             microscope.cancel = self._cancel
-            check_ranges(self.strategies, microscope)
+            check_strategies(self.strategies, microscope)
             self._microscope = microscope
         return self._microscope
 

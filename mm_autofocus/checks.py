@@ -14,8 +14,16 @@ from mm_autofocus.strategy import Strategy
 logger = logging.getLogger(__name__)
 
 
-def check_ranges(strategies: Mapping[str, Strategy], microscope: Microscope) -> None:
-    """Raise `SettingsError` when a strategy's own range is wider than the limits."""
+def check_strategies(strategies: Mapping[str, Strategy], microscope: Microscope) -> None:
+    """Raise `SettingsError` when a strategy's own camera is missing, or its range is wider than the limits."""
+    devices = microscope.core.loaded_devices()
+    for name, strategy in strategies.items():
+        camera = getattr(strategy.settings, "camera", None)
+        if camera and camera not in devices:
+            raise SettingsError(
+                f"[strategies.{name}] camera = {camera!r} is not loaded; loaded are: "
+                + ", ".join(d for d in devices if d != "Core")
+            )
     if "z" not in microscope.knobs:
         return
     width = microscope.knob("z").limits.width

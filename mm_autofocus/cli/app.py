@@ -11,6 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from mm_autofocus.cli import app_laser
+
 app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_show_locals=False,
@@ -253,3 +255,6 @@ def bench_overhead(
         outcome = overhead(events=events, repeats=repeats, out=out, quiet=as_json)
         if as_json:
             _print_json(outcome)
+
+
+app_laser.register(app, bench, _errors, _print_json)

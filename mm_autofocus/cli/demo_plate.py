@@ -123,6 +123,8 @@ class PlateDemo:
         ]
         if self.peer:
             methods += self._peers(base, depth)
+        if self.peer and self.strategy == "laser":
+            methods.append(self._image_sweep(base, depth))
         data = ReportData(
             title=f"Plate scan, {self.wells} wells × {self.fields} fields",
             created=datetime.now().astimezone(),
@@ -151,6 +153,11 @@ class PlateDemo:
         }  # fmt: skip
 
     # ------------------------------------------------------------------ the plate
+    @property
+    def _configuration(self) -> str:
+        """Name of the configuration that comes with the devices."""
+        return "plate_laser" if self.strategy == "laser" else "plate"
+
     @property
     def _channels(self) -> tuple[str, ...]:
         """What is imaged; the first one is focused in and scored."""
@@ -196,7 +203,7 @@ class PlateDemo:
     @contextmanager
     def _microscope(self) -> Iterator[tuple[AutofocusCore, PlateInstrument]]:
         """Load plate.cfg with the demo's options into a fresh core, and unload it afterwards."""
-        text = (CONFIGS / "plate.cfg").read_text(encoding="utf-8")
+        text = (CONFIGS / f"{self._configuration}.cfg").read_text(encoding="utf-8")
         options = {
             "Seed": self.seed, "HeightSpanUm": self.height_span_um, "Specimen": self.specimen,
             "DriftUmPerHour": self.drift_um_per_hour, "BlankWells": ";".join(self._blank()),
@@ -219,9 +226,9 @@ class PlateDemo:
             discard_instrument(INSTRUMENT)
 
     def _settings(self, **changes: Any) -> Settings:
-        settings = Settings.load(self.settings or CONFIGS / "plate.toml")
+        settings = Settings.load(self.settings or CONFIGS / f"{self._configuration}.toml")
         data = settings.model_dump(exclude_unset=True)
-        if self.settings is None:
+        if self.settings is None and self.strategy != "laser":  # its file has the sweep to fall back on
             data["strategy"] = self.strategy
         if self.specimen == "stained" and self.settings is None:
             data["microscope"] = {**data["microscope"], "channel": "Channel/Brightfield", "wavelength_um": 0.55}
@@ -299,11 +306,27 @@ class PlateDemo:
                 summaries.append(summarise(name, records, results, depth, note=note))
         return summaries
 
+    def _image_sweep(self, base: float, depth: float) -> MethodSummary:
+        """Focus the same plate with the image sweep, with its focus map: what the laser saves in images."""
+        with self._microscope() as (core, instrument):
+            settings = self._settings(strategy="sweep", recorder={}, map={"enabled": True})
+            records, results = focus_everywhere(core, instrument, settings, self._plan(base), base, by_plan=True)
+            return summarise("sweep", records, results, depth, note="by images of the specimen, with the focus map")
+
 
 def focus_everywhere(
-    core: AutofocusCore, instrument: PlateInstrument, settings: Settings, plan: useq.MDASequence, start: float
+    core: AutofocusCore,
+    instrument: PlateInstrument,
+    settings: Settings,
+    plan: useq.MDASequence,
+    start: float,
+    *,
+    by_plan: bool = False,
 ) -> tuple[list[FieldRecord], list[FocusResult]]:
-    """Focus once at every position of a plan without acquiring, each from where the last one ended."""
+    """Focus once at every position of a plan without acquiring.
+
+    Each run begins where the last one ended; with ``by_plan`` as in an acquisition, where the focus is expected.
+    """
     autofocus = Autofocus(core, settings, clock=lambda: instrument.clock_s, sleep=instrument.advance)
     records: list[FieldRecord] = []
     autofocus.microscope.knob("z").set(start)
@@ -313,7 +336,10 @@ def focus_everywhere(
         assert position.y is not None
         core.setXYPosition(position.x, position.y)
         core.waitForDevice(stage)
-        autofocus.focus()
+        event = Event({"position": str(position.name)}, position.name, position.x, position.y, start)
+        placement = autofocus.focus(event if by_plan else None)
+        if by_plan and placement.z is not None:
+            autofocus.microscope.knob("z").set(placement.z)
         z = autofocus.microscope.knob("z").get()
         records.append(
             FieldRecord(
@@ -329,7 +355,7 @@ def focus_everywhere(
 def _describe(core: AutofocusCore, autofocus: Autofocus) -> dict[str, str]:
     imaging = autofocus.settings.microscope
     return {
-        "microscope": "simulated widefield microscope (plate.cfg)",
+        "microscope": "simulated widefield microscope",
         "objective": f"20x, NA {imaging.na:g}" if imaging.na else "20x",
         "pixel": f"{core.getPixelSizeUm():g} µm",
         "camera": f"{core.getImageWidth()} × {core.getImageHeight()}, {core.getImageBitDepth()} bit",

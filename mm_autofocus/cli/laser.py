@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable, Iterable
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
-import typer
 
 from mm_autofocus.autofocus import Autofocus
 from mm_autofocus.errors import FocusError, SettingsError
@@ -21,9 +20,6 @@ from mm_autofocus.strategies.laser_care import KNOWN_UM
 from mm_autofocus.training.laser_dataset import Day, acquire_day, days, frames_of, take_frames
 
 Say = Callable[[str], None]
-
-
-app = typer.Typer(no_args_is_help=True, help=__doc__)
 
 
 def calibrate(
@@ -274,33 +270,15 @@ def check(
 
 def table(out: Path, *, quick: bool = False, paper_seconds: float = 480.0, say: Say = print) -> dict[str, Any]:
     """Measure the three readouts side by side; write laser_table.json, .md and, with the paper's figures, .html."""
-    from mm_autofocus.cli.laser_report import write_laser_report
+    from mm_autofocus.cli.laser_report import markdown, write_laser_report
     from mm_autofocus.cli.laser_table import Bench
 
+    out.mkdir(parents=True, exist_ok=True)
     outcome = Bench(out, quick=quick, paper_seconds=24.0 if quick else paper_seconds, say=say).measure()
     (out / "laser_table.json").write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
     (out / "laser_table.md").write_text(markdown(outcome), encoding="utf-8")
     write_laser_report(outcome, markdown(outcome), out / "laser_table.html")
     return outcome
-
-
-def markdown(outcome: dict[str, Any]) -> str:
-    """Return the table as Markdown (µm unless the cell says otherwise)."""
-    lines = ["| µm | (a) paper | (b) look-up table | (c) ours |", "|---|---|---|---|"]
-    for name, cells in outcome["rows"].items():
-        found = [cells.get(method, {}) for method in ("paper", "lookup", "ours")]
-        texts = [", ".join(f"{k} {v}" for k, v in cell.items()) or "-" for cell in found]
-        lines.append(f"| {name} | " + " | ".join(texts) + " |")
-    lines += [
-        "",
-        f"Tested on {outcome['tested_on']}. Ours was trained on {outcome['trained_on']}, then jointly with the tested "
-        "instrument's own days.",
-        f"(a) MobileNetV2 had {outcome['paper_seconds']:.0f} s in all on one core (the paper: 3 h on a GPU for each), "
-        "at Adam 1e-3 instead of 1e-4: undertrained. Labels are the stage's, for all three.",
-        "Seconds: " + ", ".join(f"{name} {value:g}" for name, value in outcome["seconds"].items())
-        + f"; in all {outcome['total_seconds']:g}.",
-    ]  # fmt: skip
-    return "\n".join(lines) + "\n"
 
 
 def _laser_settings(settings: Settings) -> LaserSettings:
@@ -330,32 +308,3 @@ def _focus_by_image(core: Any, settings: Settings, plugins: Iterable[object]) ->
 
 
 # ---------------------------------------------------------------------- python -m mm_autofocus.cli.laser
-@app.command("table")
-def _table(
-    out: Annotated[Path, typer.Option(help="Folder for the table and the paper's trained networks.")] = Path(
-        "laser_table"
-    ),
-    quick: Annotated[bool, typer.Option(help="A few per cent of the images and of the training.")] = False,
-    paper_seconds: Annotated[float, typer.Option(help="Training time of the paper's networks, all together.")] = 480.0,
-) -> None:
-    """Measure the paper's readout, the look-up table and ours side by side."""
-    out.mkdir(parents=True, exist_ok=True)
-    table(out, quick=quick, paper_seconds=paper_seconds, say=typer.echo)
-    typer.echo((out / "laser_table.md").read_text(encoding="utf-8"))
-
-
-@app.command("train")
-def _train(
-    out: Annotated[Path, typer.Option(help="The model's card (.json).")],
-    dataset: Annotated[Path | None, typer.Option(help="Folder of days; none for synthetic days only.")] = None,
-    base: Annotated[str, typer.Option(help="Model to begin with; empty for the one that comes along.")] = "",
-    synthetic_days: Annotated[int, typer.Option(help="Synthetic days; 0 for 300 beside a dataset.")] = 0,
-    seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
-    threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
-) -> None:
-    """Train our readouts."""
-    train(dataset, out, base=base, synthetic_days=synthetic_days, seed=seed, threads=threads, say=typer.echo)
-
-
-if __name__ == "__main__":
-    app()

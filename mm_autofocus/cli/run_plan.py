@@ -43,19 +43,8 @@ def run_plan(
     settings = Settings.load(settings_path)
     out = writable_folder(out)
     console = Console(stderr=True)
-    core = AutofocusCore()
-    if adapters:
-        core.setDeviceAdapterSearchPaths([adapters])
-    if not config.exists():
-        raise SettingsError(f"configuration {config} does not exist")
+    core = load_core(config, adapters)
     try:
-        try:
-            core.loadSystemConfiguration(config)
-        except Exception as error:
-            raise SettingsError(
-                f"configuration {config} cannot be loaded: {error}. If a device adapter was not found, say where they "
-                "are with --adapters"
-            ) from error
         recorder = {**settings.recorder.model_dump(exclude_unset=True), "folder": str(out)}
         stack = settings.stack.model_dump(exclude_unset=True)
         offsets = channel_offsets(loaded) if isinstance(loaded, useq.MDASequence) else {}
@@ -92,6 +81,30 @@ def run_plan(
         print_summary(data, console)
         console.print(f"dataset {dataset['path']}\nreport  {path}", highlight=False, soft_wrap=True)
     return {"dataset": dataset, "report": str(path), "runs": len(data.results)}
+
+
+def load_core(config: Path, adapters: str = "") -> AutofocusCore:
+    """Load a configuration into a new core.
+
+    Raises
+    ------
+    SettingsError
+        When it cannot be loaded.
+    """
+    if not config.exists():
+        raise SettingsError(f"configuration {config} does not exist")
+    core = AutofocusCore()
+    if adapters:
+        core.setDeviceAdapterSearchPaths([adapters])
+    try:
+        core.loadSystemConfiguration(config)
+    except Exception as error:
+        core.unloadAllDevices()
+        raise SettingsError(
+            f"configuration {config} cannot be loaded: {error}. If a device adapter was not found, say where they are "
+            "with --adapters"
+        ) from error
+    return core
 
 
 def load_plan(path: Path) -> useq.MDASequence | list[dict[str, Any]]:

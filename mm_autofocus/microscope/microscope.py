@@ -308,8 +308,11 @@ class Microscope:
 
     def _use_camera(self, label: str) -> None:
         """Make a camera the core's, and remember how it was set before we touch it."""
-        if self.core.get_camera_device() != label:
-            self.core.set_camera_device(label)
+        try:
+            if self.core.get_camera_device() != label:
+                self.core.set_camera_device(label)
+        except Exception as error:
+            raise HardwareError(f"camera {label!r} cannot be used: {error}. Is it in the configuration?") from error
         if self._state is not None and label not in self._state.cameras:
             was = self._state.cameras[label] = self._camera_state(label)
             self._applied.setdefault(label, (was.exposure_ms, was.roi))

@@ -306,7 +306,7 @@ class ReportData(BaseModel):
             )
             text = ", ".join([text, *(f"{row.in_focus} {_with(row.name)}" for row in others)])
             if first.blank_fields:
-                text += f"; {first.blank_fields} blank fields were placed by the failure policy"
+                text += f"; of the blank fields, {first.blank_in_focus} of {first.blank_fields}"
             return text
         if not self.results:
             return "No focus run was recorded."

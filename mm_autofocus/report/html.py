@@ -134,7 +134,7 @@ def _tiles(data: ReportData) -> list[tuple[str, str]]:
         tiles.append((f"in focus (95 % interval {low:.1f} – {high:.1f} %)", f"{share:.1f} %"))
         if first.blank_in_focus is not None:
             blank = f"{first.blank_in_focus} of {first.blank_fields}"
-            tiles.append(("blank fields in focus, placed by the failure policy", blank))
+            tiles.append(("blank fields in focus, where images say nothing", blank))
     if data.results:
         n, converged = len(data.results), sum(result.ok for result in data.results)
         tiles.append(("focus runs converged", f"{converged} of {n}"))

@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 @hookimpl
 def mmaf_strategies() -> Sequence[type[Strategy]]:
-    """Bring the image-based strategies, and the peers that the benchmarks compare with."""
+    """Bring the image-based strategies, the laser, and the peers that the benchmarks compare with."""
     from mm_autofocus.benchmark.peers import GoldenSection, OughtaFocusBrent
     from mm_autofocus.strategies.full_stack import FullStack
+    from mm_autofocus.strategies.laser import Laser
     from mm_autofocus.strategies.sweep import Sweep
 
-    return (Sweep, FullStack, OughtaFocusBrent, GoldenSection)
+    return (Sweep, Laser, FullStack, OughtaFocusBrent, GoldenSection)

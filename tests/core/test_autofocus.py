@@ -628,3 +628,11 @@ def test_without_a_core_it_says_what_to_pass(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "pymmcore_plus", SimpleNamespace(CMMCorePlus=empty))
     with pytest.raises(SettingsError, match=r"pass one: Autofocus\(core\)"):
         _ = Autofocus(settings=settings()).microscope
+
+
+def test_a_strategys_camera_that_is_not_loaded_is_named_before_anything_moves() -> None:
+    core = FakeCore()
+    autofocus = Autofocus(core, strategy="laser", microscope={"depth_of_field_um": 2.0})
+    with pytest.raises(SettingsError, match=r"\[strategies.laser\] camera = 'LaserCamera' is not loaded"):
+        autofocus.focus()
+    assert core.log == []
