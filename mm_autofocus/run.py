@@ -222,7 +222,8 @@ class FocusRun:
             exposure = (look.exposure_ms if look else None) or imaging.exposure_ms
             if exposure is None:
                 exposure = float(self._microscope.core.get_exposure())
-            dose = self._microscope.dose - self._dose0 + (1 + reserve) * exposure * imaging.dose_per_ms
+            each = self._microscope.dose_of(look.camera if look else None, exposure)
+            dose = self._microscope.dose - self._dose0 + (1 + reserve) * each
             if dose > budget.dose:
                 raise BudgetError(f"the run's dose of {budget.dose:g} {imaging.dose_unit} is spent ([budget] dose)")
 

@@ -51,6 +51,8 @@ class MicroscopeSettings(Section):
         Numerical aperture, emission wavelength and refractive index of the immersion medium.
     dose_per_ms, dose_unit
         What one ms of open shutter costs the specimen, for the counters and the dose budget.
+    dark_cameras
+        Cameras that image without the lamp (a laser autofocus's): the shutter stays closed, and they cost no dose.
     snap_timeout_s
         After this time a camera that has not answered counts as failed.
     snap_retries
@@ -68,6 +70,7 @@ class MicroscopeSettings(Section):
     immersion_index: float = Field(default=1.0, ge=1.0, le=1.8)
     dose_per_ms: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     dose_unit: str = "ms"
+    dark_cameras: tuple[str, ...] = ()
     snap_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     snap_retries: int = Field(default=1, ge=0, le=10)
 

@@ -153,7 +153,7 @@ def train(
     card = first.model_copy(
         update={
             "long_um": made["long"].range_um, "short_um": made["short"].range_um, "trained_on": trained_on,
-            "command": f"python -m mm_autofocus.cli.laser train --synthetic-days {synthetic_days} --seed {seed}"
+            "command": f"mm-autofocus train laser --out {out.name} --synthetic-days {synthetic_days} --seed {seed}"
             + (f" --dataset {dataset.name}" if dataset else ""),
             "measured": {"training_seconds": round(seconds, 1), "threads": threads},
         }
@@ -305,6 +305,3 @@ def _focus_by_image(core: Any, settings: Settings, plugins: Iterable[object]) ->
             "specimen, near focus, or give the stage position of zero defocus"
         )
     return result.end["z"]
-
-
-# ---------------------------------------------------------------------- python -m mm_autofocus.cli.laser

@@ -200,9 +200,10 @@ class Microscope:
         for attempt in range(attempts):
             self.check_cancel()
             self.images += 1
-            self.dose += exposure * self._imaging.dose_per_ms
+            self.dose += self.dose_of(camera, exposure)
             try:
-                image = self._snap_within(self._imaging.snap_timeout_s + exposure / 1000, camera)
+                with self._lamp(camera):
+                    image = self._snap_within(self._imaging.snap_timeout_s + exposure / 1000, camera)
                 return image, exposure
             except TimeoutError as error:
                 raise HardwareError(str(error)) from None
@@ -214,6 +215,24 @@ class Microscope:
                     ) from error
                 logger.warning("camera %r failed, trying again: %s", camera, error)
         raise AssertionError("unreachable")
+
+    def dose_of(self, camera: str | None, exposure_ms: float) -> float:
+        """Return what one exposure costs the specimen; nothing with a camera that images without the lamp."""
+        dark = (camera or self._camera) in self._imaging.dark_cameras
+        return 0.0 if dark else exposure_ms * self._imaging.dose_per_ms
+
+    @contextmanager
+    def _lamp(self, camera: str) -> Iterator[None]:
+        """Keep the shutter closed around a snap of a camera that does not need the lamp."""
+        if camera not in self._imaging.dark_cameras or not self.core.get_auto_shutter():
+            yield
+            return
+        self.core.set_auto_shutter(False)
+        try:
+            yield
+        finally:
+            if self._stuck is None:
+                self.core.set_auto_shutter(True)
 
     def _snap_within(self, seconds: float, camera: str) -> Image:
         """Snap in a thread of its own, since a hung driver cannot be interrupted."""

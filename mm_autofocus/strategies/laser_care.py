@@ -15,6 +15,7 @@ from mm_autofocus.strategies.laser import Laser
 
 if TYPE_CHECKING:
     from mm_autofocus.autofocus import Autofocus
+    from mm_autofocus.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -31,11 +32,13 @@ class LaserCare:
 
     Parameters
     ----------
+    settings
+        Not used; plugins are made with the settings.
     monitor
         Tells when the model no longer fits; None for a `DriftMonitor` with its defaults.
     """
 
-    def __init__(self, monitor: DriftMonitor | None = None) -> None:
+    def __init__(self, settings: Settings | None = None, *, monitor: DriftMonitor | None = None) -> None:  # noqa: ARG002
         self.monitor = monitor or DriftMonitor(runs=3)
         self.recalibrations = 0
         self._autofocus: Autofocus | None = None

@@ -121,3 +121,18 @@ def test_a_look_without_its_own_exposure_and_roi_does_not_inherit_those_of_the_l
     scope = Microscope(core, settings(microscope={"depth_of_field_um": 2.0, "exposure_ms": 20.0}))
     FocusRun(scope, Scripted(looks, Verdict({"z": 5.0}, 0.9)), request(core))()
     assert seen[:2] == [(99.0, [8, 8, 16, 16]), (20.0, [0, 0, 64, 48])]
+
+
+def test_the_lamp_stays_off_for_a_camera_that_does_not_need_it() -> None:
+    core = FakeCore()
+    seen: list[tuple[str, bool]] = []
+    core.snapImage = lambda: seen.append((core.camera, core.auto_shutter))  # type: ignore[method-assign]
+    core.getLoadedDevices = lambda: ["Camera", "Laser", "Z", "Shutter", "Core"]  # type: ignore[method-assign]
+    scope = Microscope(core, settings(microscope={"depth_of_field_um": 2.0, "dark_cameras": ["Laser"]}))
+    with scope.preserved():
+        scope.snap(camera="Laser")
+        assert scope.dose == 0.0
+        scope.snap()
+    assert seen == [("Laser", False), ("Camera", True)]
+    assert scope.dose == 10.0
+    assert (core.camera, core.auto_shutter) == ("Camera", True)
