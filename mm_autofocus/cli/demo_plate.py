@@ -123,8 +123,10 @@ class PlateDemo:
         ]
         if self.peer:
             methods += self._peers(base, depth)
+        reference: list[FocusResult] = []
         if self.peer and self.strategy == "laser":
-            methods.append(self._image_sweep(base, depth))
+            summary, reference = self._image_sweep(base, depth)
+            methods.append(summary)
         data = ReportData(
             title=f"Plate scan, {self.wells} wells × {self.fields} fields",
             created=datetime.now().astimezone(),
@@ -140,6 +142,8 @@ class PlateDemo:
             fields=ours,
             methods=methods,
             dataset=dataset,
+            reference="the image sweep" if reference else "",
+            reference_results=reference,
             settings_toml=to_toml(settings.model_dump(mode="json", exclude_unset=True)),
         )  # fmt: skip
         path = write_report(data, self.out / "report.html")
@@ -306,12 +310,13 @@ class PlateDemo:
                 summaries.append(summarise(name, records, results, depth, note=note))
         return summaries
 
-    def _image_sweep(self, base: float, depth: float) -> MethodSummary:
+    def _image_sweep(self, base: float, depth: float) -> tuple[MethodSummary, list[FocusResult]]:
         """Focus the same plate with the image sweep, with its focus map: what the laser saves in images."""
         with self._microscope() as (core, instrument):
             settings = self._settings(strategy="sweep", recorder={}, map={"enabled": True})
             records, results = focus_everywhere(core, instrument, settings, self._plan(base), base, by_plan=True)
-            return summarise("sweep", records, results, depth, note="by images of the specimen, with the focus map")
+            note = "by images of the specimen, with the focus map"
+            return summarise("sweep", records, results, depth, note=note), results
 
 
 def focus_everywhere(

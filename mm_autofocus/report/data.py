@@ -194,6 +194,8 @@ class ReportData(BaseModel):
         Remarks for the reader.
     dose_unit
         Unit of the dose of the results.
+    reference, reference_results
+        Name and runs of another method at the same places, drawn beside the costs.
     versions
         Version by package name.
     """
@@ -213,6 +215,8 @@ class ReportData(BaseModel):
     settings_toml: str = ""
     notes: list[str] = []
     dose_unit: str = "ms"
+    reference: str = ""
+    reference_results: list[FocusResult] = []
     versions: dict[str, str] = Field(default_factory=installed_versions)
 
     @model_validator(mode="after")

@@ -196,6 +196,8 @@ def _charts(made: dict[str, plots.Figure]) -> str:
 
 def _runs(data: ReportData, made: dict[str, plots.Figure]) -> str:
     caption = "Orange: a run in this well did not converge."
+    if data.reference_results:
+        caption += f" Dashes: {escape(data.reference)}."
     chart = _figure("cost", "Images, seconds and dose per well", caption, "wide") if "cost" in made else ""
     return _section("What the focus runs cost", _table(*run_table(data)) + chart, "cost")
 

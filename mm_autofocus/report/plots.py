@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import gzip
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from html import escape
 from typing import Any
@@ -224,6 +224,13 @@ def prior_and_result(data: ReportData) -> Figure | None:
     return _with_legend(_figure(traces, _axis("focus run"), _axis("result − expected, µm", zeroline=True)))
 
 
+_COSTS: tuple[Callable[[FocusResult], float], ...] = (
+    lambda result: result.images,
+    lambda result: result.seconds,
+    lambda result: result.dose,
+)
+
+
 def cost(data: ReportData) -> Figure | None:
     """Images, seconds and dose per well (or per position outside a plate), in the order of the runs."""
     own, places = data.own_fields(), dict[str, list[FocusResult]]()
@@ -234,6 +241,9 @@ def cost(data: ReportData) -> Figure | None:
         return None
     names = [escape(name) for name in places]
     colours = [GOOD if all(result.ok for result in group) else WARN for group in places.values()]
+    others: dict[str, list[FocusResult]] = {}
+    for result in data.reference_results:
+        others.setdefault(result.well or result.label or "", []).append(result)
     rows: tuple[tuple[str, Sequence[float]], ...] = (
         ("images", [sum(result.images for result in group) for group in places.values()]),
         ("seconds", [sum(result.seconds for result in group) for group in places.values()]),
@@ -241,6 +251,14 @@ def cost(data: ReportData) -> Figure | None:
     )
     traces: list[dict[str, Any]] = []
     layout: dict[str, Any] = {}
+    spent = [[sum(of(r) for r in others.get(name, ())) for name in places] for of in _COSTS] if others else []
+    for number, sums in enumerate(spent, 1):
+        traces.append({
+            "type": "scatter", "mode": "markers", "x": names, "y": _plain(sums),
+            "yaxis": f"y{'' if number == 1 else number}",
+            "marker": {"color": INK, "symbol": "line-ew-open", "size": 9, "line": {"width": 2}},
+            "hovertemplate": f"{escape(data.reference)}, %{{x}}: %{{y:.4~g}}<extra></extra>",
+        })  # fmt: skip
     for number, (title, values) in enumerate(rows, 1):
         axis = "" if number == 1 else str(number)
         traces.append({

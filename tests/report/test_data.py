@@ -6,7 +6,9 @@ import pytest
 from pydantic import ValidationError
 
 from mm_autofocus.report import FieldRecord, MethodSummary, ReportData, summarise, wilson
+from mm_autofocus.report.html import render
 from mm_autofocus.report.plate import Plate, row_and_column, row_name
+from mm_autofocus.report.plots import figures
 from mm_autofocus.result import FocusResult, Status
 
 
@@ -130,3 +132,15 @@ def test_headline_counts_blank_fields_apart() -> None:
     text = ReportData(title="t", depth_of_field_um=1.0, methods=methods).headline
     assert text.startswith("44 of 44 fields with a specimen in focus")
     assert text.endswith("of the blank fields, 0 of 4")
+
+
+def test_the_costs_of_another_method_are_drawn_beside_ours() -> None:
+    fields = [FieldRecord(label="A1", well="A1", result_index=0)]
+    other = [run(images=12, label="A1_0000"), run(images=3, label="B1_0000")]
+    data = ReportData(
+        title="t", depth_of_field_um=1.0, results=[run(images=5)], fields=fields, reference="the image sweep",
+        reference_results=other,
+    )  # fmt: skip
+    marks = [trace for trace in figures(data)["cost"]["data"] if trace["type"] == "scatter"]
+    assert marks[0]["y"] == [12]
+    assert "Dashes: the image sweep." in render(data)
