@@ -236,8 +236,8 @@ class PlateDemo:
             data["strategy"] = self.strategy
         if self.specimen == "stained" and self.settings is None:
             data["microscope"] = {**data["microscope"], "channel": "Channel/Brightfield", "wavelength_um": 0.55}
-            measures = {"measure": "squared_gradient", "guide": "normalized_variance"}
-            data["strategies"] = {**data["strategies"], "sweep": {**data["strategies"]["sweep"], **measures}}
+            sweep = {**data["strategies"]["sweep"], "measure": "brenner"}
+            data["strategies"] = {**data["strategies"], "sweep": sweep}
         data["recorder"] = {**data.get("recorder", {}), "folder": str(self.out)}
         return Settings.parse({**data, **changes})
 
