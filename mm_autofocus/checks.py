@@ -16,14 +16,10 @@ logger = logging.getLogger(__name__)
 
 def check_strategies(strategies: Mapping[str, Strategy], microscope: Microscope) -> None:
     """Raise `SettingsError` when a strategy's own camera is missing, or its range is wider than the limits."""
-    devices = microscope.core.loaded_devices()
     for name, strategy in strategies.items():
         camera = getattr(strategy.settings, "camera", None)
-        if camera and camera not in devices:
-            raise SettingsError(
-                f"[strategies.{name}] camera = {camera!r} is not loaded; loaded are: "
-                + ", ".join(d for d in devices if d != "Core")
-            )
+        if camera:
+            microscope.core.require(camera, f"[strategies.{name}] camera")
     if "z" not in microscope.knobs:
         return
     width = microscope.knob("z").limits.width

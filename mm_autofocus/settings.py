@@ -17,11 +17,11 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from mm_autofocus.errors import SettingsError
+from mm_autofocus.policy import ActionName
 from mm_autofocus.request import Budget, Limits
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
-FailureAction = Literal["accept", "widen", "use_map", "use_last_good", "stay", "skip", "pause", "abort"]
 
 
 class Section(BaseModel):
@@ -194,7 +194,7 @@ def _as_chain(value: object) -> object:
     return (value,) if isinstance(value, str) else value
 
 
-Chain = Annotated[tuple[FailureAction, ...], BeforeValidator(_as_chain), Field(min_length=1)]
+Chain = Annotated[tuple[ActionName, ...], BeforeValidator(_as_chain), Field(min_length=1)]
 
 
 class FailureSettings(Section):
@@ -222,9 +222,9 @@ class FailureSettings(Section):
     abort_after: int = Field(default=0, ge=0)
     map_sd_um: float | None = Field(default=None, gt=0)
 
-    def chain(self, status: str) -> tuple[FailureAction, ...]:
+    def chain(self, status: str) -> tuple[ActionName, ...]:
         """Return the chain of actions for a status (``cancelled`` always ends in abort)."""
-        chain: tuple[FailureAction, ...] = getattr(self, status, ("abort",))
+        chain: tuple[ActionName, ...] = getattr(self, status, ("abort",))
         return chain
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 from mm_autofocus.hookspecs import hookimpl
 from mm_autofocus.ledger import Ledger
-from mm_autofocus.policy import Action
+from mm_autofocus.policy import Action, ActionName
 from mm_autofocus.request import FocusRequest
 from mm_autofocus.result import FocusResult, Status
-from mm_autofocus.settings import FailureAction, Settings
+from mm_autofocus.settings import Settings
 
 if TYPE_CHECKING:
     from mm_autofocus.autofocus import Autofocus
@@ -81,7 +81,7 @@ class FailurePolicy:
                 return action
         return Action("stay", reason="nothing else in the chain could be done")
 
-    def _action(self, name: FailureAction, request: FocusRequest, ledger: Ledger) -> Action | None:
+    def _action(self, name: ActionName, request: FocusRequest, ledger: Ledger) -> Action | None:
         """Return the action, None when it cannot be done here."""
         match name:
             case "widen":

@@ -107,8 +107,8 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
                 frames = len(event.events) if isinstance(event, SequencedEvent) else 1
                 raise SkipEvent(frames, "the failure policy skips this position")
             z = self._z(first)
-            if z is not None and first.z_pos is None and "z" in self.autofocus.settings.knobs:
-                self.autofocus.microscope.knob("z").set(z)
+            if first.z_pos is None:
+                self._move_z(z)
             for one in event.events if isinstance(event, SequencedEvent) else (event,):
                 self.autofocus.tell_event(self._event(one), z)
         except SkipEvent:
@@ -140,11 +140,15 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
 
     def _set_event_z(self, event: MDAEvent) -> None:
         """Move through the knob: inside the limits, backlash taken up."""
-        z = self._z(event.events[0] if isinstance(event, SequencedEvent) else event)
-        if z is None or "z" not in self.autofocus.settings.knobs:
+        if not self._move_z(self._z(event.events[0] if isinstance(event, SequencedEvent) else event)):
             super()._set_event_z(event)
-        else:
-            self.autofocus.microscope.knob("z").set(z)
+
+    def _move_z(self, z: float | None) -> bool:
+        """Move the knob "z" there; False when there is none, or nowhere to go."""
+        if z is None or "z" not in self.autofocus.settings.knobs:
+            return False
+        self.autofocus.microscope.knob("z").set(z)
+        return True
 
     def _focus(self, event: MDAEvent) -> Placement:
         try:
@@ -155,9 +159,7 @@ class AutofocusMDAEngine(CorrectedMDAEngine):
         finally:
             # the engine skips a channel that it believes to be set; focusing may have set another in between
             self.mmcore._last_config = ("", "")
-        z = self._z(event)
-        if z is not None and "z" in self.autofocus.settings.knobs:
-            self.autofocus.microscope.knob("z").set(z)
+        self._move_z(self._z(event))
         if event.channel is not None:
             self._set_event_channel(event)
             self.mmcore.waitForConfig(event.channel.group, event.channel.config)

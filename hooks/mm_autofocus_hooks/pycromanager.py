@@ -42,6 +42,7 @@ class PycromanagerCaller:
         self._approach = False
         """Whether the engine moves this event's z against the backlash."""
         self._checked = False
+        """Whether this acquisition's focus drive was checked."""
         self._error: BaseException | None = None
 
     # ------------------------------------------------------------------ the hooks
@@ -135,12 +136,11 @@ class PycromanagerCaller:
 
     def _set_imaging(self, event: dict[str, Any]) -> None:
         """Set the channel and exposure that the engine has yet to set: focusing may rely on them."""
-        core = self._autofocus.microscope.core
+        microscope = self._autofocus.microscope
         if group := event.get("config_group"):
-            core.set_config(group[0], group[1])
-            core.wait_for_config(group[0], group[1])
+            microscope.set_config(group[0], group[1])
         if (exposure := event.get("exposure")) is not None:
-            core.set_exposure(float(exposure))
+            microscope.core.set_exposure(float(exposure))
 
     def _darken(self) -> None:
         """Keep the light off for a skipped event: the dataset keeps its shape, the specimen is spared."""

@@ -11,7 +11,7 @@ from mm_autofocus.report.html import write_report
 from mm_autofocus_hooks.recorder import load, thumbnail_paths
 
 DEPTH_OF_FIELD_UM = 1.0
-"""Only for shading, when the results do not say."""
+"""For shading only: results do not say what the microscope's was."""
 
 
 def report_from_folder(folder: Path, out: Path | None) -> Path:
@@ -31,11 +31,10 @@ def report_from_folder(folder: Path, out: Path | None) -> Path:
     results = load(lines)
     if not results:
         raise SettingsError(f"{lines} holds no focus result that can be read")
-    depth = next((r.details["depth_of_field_um"] for r in results if "depth_of_field_um" in r.details), None)
     data = ReportData(
         title=f"Autofocus, {lines.parent.name}",
         created=datetime.fromtimestamp(lines.stat().st_mtime).astimezone(),
-        depth_of_field_um=float(depth or DEPTH_OF_FIELD_UM),
+        depth_of_field_um=DEPTH_OF_FIELD_UM,
         strategy=", ".join(sorted({r.strategy for r in results})),
         results=results,
         fields=fields_from_results(results, lambda i: thumbnail_paths(lines, i + 1)),

@@ -23,9 +23,7 @@ def build_knob(core: PortableCore, name: str, settings: KnobSettings, sleep: Sle
         When the device is missing, or nobody says what its limits are, or they exceed what the device allows.
     """
     device = settings.device or _default_device(core, name, settings)
-    if device not in core.loaded_devices():
-        known = ", ".join(d for d in core.loaded_devices() if d != "Core")
-        raise SettingsError(f"[knobs.{name}] device = {device!r} is not loaded; loaded are: {known or 'none'}")
+    core.require(device, f"[knobs.{name}] device")
     read: Callable[[], float]
     write: Callable[[float], None]
     own: Limits | None = None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mm_autofocus.errors import HardwareError
+from mm_autofocus.errors import HardwareError, SettingsError
 from mm_autofocus.strategy import Image
 
 Roi = tuple[int, int, int, int]
@@ -49,6 +49,13 @@ class PortableCore:
     def loaded_devices(self) -> tuple[str, ...]:
         """Return the labels of the loaded devices."""
         return strings(self.get_loaded_devices())
+
+    def require(self, label: str, setting: str) -> None:
+        """Raise `SettingsError` when the device that a setting names ("[microscope] camera") is not loaded."""
+        loaded = self.loaded_devices()
+        if label not in loaded:
+            known = ", ".join(device for device in loaded if device != "Core")
+            raise SettingsError(f"{setting} = {label!r} is not loaded; loaded are: {known or 'none'}")
 
     def config_groups(self) -> tuple[str, ...]:
         """Return the names of the config groups."""

@@ -104,14 +104,9 @@ class Microscope:
         self._check()
 
     def _check(self) -> None:
-        devices = self.core.loaded_devices()
         if not self._camera:
             raise SettingsError("the configuration has no camera (Core, Camera), and [microscope] camera names none")
-        if self._camera not in devices:
-            raise SettingsError(
-                f"[microscope] camera = {self._camera!r} is not loaded; loaded are: "
-                + ", ".join(d for d in devices if d != "Core")
-            )
+        self.core.require(self._camera, "[microscope] camera")
         if self._imaging.channel:
             group, preset = self._imaging.channel.split("/")
             if group not in self.core.config_groups() or preset not in self.core.presets(group):
@@ -312,7 +307,7 @@ class Microscope:
             if m.channel:
                 group, preset = m.channel.split("/")
                 if core.get_current_config(group) != preset:
-                    self._set_config(group, preset)
+                    self.set_config(group, preset)
             if m.binning is not None and self._binning(self._camera) not in (None, str(m.binning)):
                 core.set_property(self._camera, "Binning", str(m.binning))
             if m.roi is not None and core.roi() != m.roi:
@@ -388,7 +383,7 @@ class Microscope:
             put(
                 f"{state.group} to {state.preset}",
                 lambda: core.get_current_config(state.group) == state.preset,
-                lambda: self._set_config(state.group, state.preset),
+                lambda: self.set_config(state.group, state.preset),
             )
         for device, prop, was in state.properties:
             put(
@@ -413,7 +408,7 @@ class Microscope:
             )
         return problems
 
-    def _set_config(self, group: str, preset: str) -> None:
+    def set_config(self, group: str, preset: str) -> None:
         """Set a preset and wait for it: the next image must not be taken through a moving filter wheel."""
         self.core.set_config(group, preset)
         self.core.wait_for_config(group, preset)
