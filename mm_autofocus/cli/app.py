@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mm_autofocus.cli import app_laser
+from mm_autofocus.cli.output import Json, errors, print_json
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -22,8 +20,6 @@ demo = typer.Typer(no_args_is_help=True, help="Run a whole acquisition on a simu
 bench = typer.Typer(no_args_is_help=True, help="Measure strategies and peers side by side.")
 app.add_typer(demo, name="demo")
 app.add_typer(bench, name="bench")
-
-Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")]
 
 
 class Engine(StrEnum):
@@ -41,36 +37,12 @@ class Specimen(StrEnum):
     STAINED = "stained"
 
 
-@contextmanager
-def _errors(as_json: bool) -> Iterator[None]:
-    """Turn an expected failure into one clear message and exit code 2; Ctrl-C into 130."""
-    from mm_autofocus.errors import FocusError
-
-    try:
-        yield
-    except FocusError as error:
-        if as_json:
-            _print_json({"error": type(error).__name__, "message": str(error)})
-        else:
-            typer.secho(f"{type(error).__name__}: {error}", fg="red", err=True)
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        typer.secho("stopped; the instrument is back where it was, every image so far is kept", fg="yellow", err=True)
-        raise typer.Exit(130) from None
-
-
 def _require_complete(dataset: dict[str, Any]) -> None:
     """Exit with code 1 when images are missing (a camera that failed, positions skipped with the MDA engine)."""
     expected, present = dataset["images_expected"], dataset["images_present"]
     if present != expected:
         typer.secho(f"{expected - present} of {expected} images are missing in {dataset['path']}", fg="red", err=True)
         raise typer.Exit(1)
-
-
-def _print_json(value: Any) -> None:
-    import json
-
-    sys.stdout.write(json.dumps(value, indent=2, default=str) + "\n")
 
 
 @demo.command("plate")
@@ -88,7 +60,7 @@ def demo_plate(
     as_json: Json = False,
 ) -> None:
     """Scan a simulated multiwell plate with autofocus, and write a report."""
-    with _errors(as_json):
+    with errors(as_json):
         from mm_autofocus.cli.demo_plate import PlateDemo
 
         outcome = PlateDemo(
@@ -96,7 +68,7 @@ def demo_plate(
             height_span_um=height_span, specimen=specimen.value, peer=peer, quiet=as_json,
         ).run()  # fmt: skip
         if as_json:
-            _print_json(outcome)
+            print_json(outcome)
         _require_complete(outcome["dataset"])
 
 
@@ -109,12 +81,12 @@ def demo_beads(
     as_json: Json = False,
 ) -> None:
     """Focus Micro-Manager's own DemoCamera in its 'Fluorescent Beads' mode, which blurs with |z|."""
-    with _errors(as_json):
+    with errors(as_json):
         from mm_autofocus.cli.demo_beads import run_beads
 
         outcome = run_beads(strategy=strategy, starts=starts, range_um=range_um, seed=seed, quiet=as_json)
         if as_json:
-            _print_json(outcome)
+            print_json(outcome)
 
 
 @app.command("run")
@@ -129,7 +101,7 @@ def run_plan(
     as_json: Json = False,
 ) -> None:
     """Run an acquisition plan with autofocus on any Micro-Manager configuration."""
-    with _errors(as_json):
+    with errors(as_json):
         from mm_autofocus.cli.run_plan import run_plan
 
         outcome = run_plan(
@@ -137,7 +109,7 @@ def run_plan(
             trace=trace, quiet=as_json,
         )  # fmt: skip
         if as_json:
-            _print_json(outcome)
+            print_json(outcome)
         _require_complete(outcome["dataset"])
 
 
@@ -153,7 +125,7 @@ def replay(
     as_json: Json = False,
 ) -> None:
     """Focus on a recorded z-stack as if it were a microscope."""
-    with _errors(as_json):
+    with errors(as_json):
         from mm_autofocus.cli.replay import replay_stack
 
         outcome = replay_stack(
@@ -161,7 +133,7 @@ def replay(
             depth_of_field_um=depth_of_field, quiet=as_json,
         )  # fmt: skip
         if as_json:
-            _print_json(outcome)
+            print_json(outcome)
 
 
 @app.command()
@@ -169,13 +141,13 @@ def plugins(
     settings: Annotated[Path | None, typer.Option(help="autofocus.toml")] = None, as_json: Json = False
 ) -> None:
     """List the active plugins, their hooks and strategies, and where they come from."""
-    with _errors(as_json):
+    with errors(as_json):
         from mm_autofocus.plugins import Plugins
         from mm_autofocus.settings import Settings
 
         found = Plugins(Settings.load(settings) if settings else Settings()).active()
         if as_json:
-            _print_json([
+            print_json([
                 {"name": p.name, "source": p.source, "hooks": p.hooks, "strategies": p.strategies} for p in found
             ])  # fmt: skip
             return
@@ -193,7 +165,7 @@ def show_settings(
     path: Annotated[Path | None, typer.Argument(help="An autofocus.toml to check.")] = None, as_json: Json = False
 ) -> None:
     """Print an autofocus.toml with every setting and its default, or check one."""
-    with _errors(as_json):
+    with errors(as_json):
         from mm_autofocus.plugins import Plugins
         from mm_autofocus.settings import Settings
         from mm_autofocus.toml import to_toml
@@ -201,7 +173,7 @@ def show_settings(
         settings = Settings.load(path) if path else Settings()
         Plugins(settings).check_sections()
         if as_json:
-            _print_json(settings.model_dump(mode="json"))
+            print_json(settings.model_dump(mode="json"))
         elif path:
             typer.echo(f"{path} is in order")
         else:
@@ -215,12 +187,12 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Write report.html from what an acquisition has recorded."""
-    with _errors(as_json):
+    with errors(as_json):
         from mm_autofocus.cli.make_report import report_from_folder
 
         path = report_from_folder(folder, out)
         if as_json:
-            _print_json({"report": str(path)})
+            print_json({"report": str(path)})
         else:
             typer.echo(str(path))
 
@@ -233,12 +205,12 @@ def bench_curves(
     as_json: Json = False,
 ) -> None:
     """Compare searches on recorded focus curves and z-stacks: success, images, worst error."""
-    with _errors(as_json):
+    with errors(as_json):
         from mm_autofocus.cli.bench import curves
 
         outcome = curves(data=data, out=out, quick=quick, quiet=as_json)
         if as_json:
-            _print_json(outcome)
+            print_json(outcome)
 
 
 @bench.command("overhead")
@@ -249,12 +221,12 @@ def bench_overhead(
     as_json: Json = False,
 ) -> None:
     """Measure what our hooks add to an event that needs no focus, against the bare engines in the same run."""
-    with _errors(as_json):
+    with errors(as_json):
         from mm_autofocus.cli.bench import overhead
 
         outcome = overhead(events=events, repeats=repeats, out=out, quiet=as_json)
         if as_json:
-            _print_json(outcome)
+            print_json(outcome)
 
 
-app_laser.register(app, bench, _errors, _print_json)
+app_laser.register(app, bench)

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="Print the outcome as JSON on standard output.")]
+from mm_autofocus.cli.output import Json, errors, print_json
+
 Config = Annotated[Path, typer.Option(help="Micro-Manager configuration (.cfg).")]
 Toml = Annotated[Path, typer.Option("--settings", help="autofocus.toml with [strategies.laser].")]
 Adapters = Annotated[str, typer.Option(help="Folder of Micro-Manager's device adapters.")]
 Focus = Annotated[float | None, typer.Option(help="Stage position of zero defocus; found by an image sweep if absent.")]
-
-Errors = Callable[[bool], AbstractContextManager[None]]
-PrintJson = Callable[[Any], None]
 
 
 def _say(as_json: bool) -> Callable[[str], None]:
@@ -35,7 +33,7 @@ def _loaded(config: Path, adapters: str) -> Iterator[Any]:
         core.unloadAllDevices()
 
 
-def register(app: typer.Typer, bench: typer.Typer, errors: Errors, print_json: PrintJson) -> None:
+def register(app: typer.Typer, bench: typer.Typer) -> None:
     """Add the commands to the groups of ``mm-autofocus``."""
     groups = {
         name: typer.Typer(no_args_is_help=True, help=text)
