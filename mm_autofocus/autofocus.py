@@ -376,6 +376,7 @@ class Autofocus:
             prior=prior,
             budget=self.settings.budget.budget(),
             depth_of_field_um=microscope.depth_of_field_um,
+            depths=microscope.depths,
             pixel_um=microscope.pixel_um,
             seed=self.settings.seed,
         )

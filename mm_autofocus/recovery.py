@@ -50,7 +50,7 @@ def recover(autofocus: Autofocus, request: FocusRequest, result: FocusResult, *,
             case "use_map" | "use_last_good":
                 if from_here or action.z is None or action.z not in request.limits[knob]:
                     continue
-                if autofocus.move(knob, action.z):
+                if autofocus.move(knob, action.z) and _others_back(autofocus, request):
                     return result.model_copy(update={"final": action.z}), action.z, None
                 continue
             case "skip":
@@ -106,10 +106,17 @@ def _again(autofocus: Autofocus, request: FocusRequest, before: FocusResult, win
 
 
 def _stay(autofocus: Autofocus, request: FocusRequest) -> float | None:
-    """Put the knob back to the start, and return it if it is a focal z."""
+    """Put the knobs back to the start, and return the focused one if it is a focal z."""
     start = request.start[request.knob]
     autofocus.move(request.knob, start)
+    _others_back(autofocus, request)
     return start if request.knob == "z" else None
+
+
+def _others_back(autofocus: Autofocus, request: FocusRequest) -> bool:
+    """Put every knob but the focused one (stigmators) back to the start; False when one cannot go there."""
+    moved = [autofocus.move(name, value) for name, value in request.start.items() if name != request.knob]
+    return all(moved)
 
 
 def _ending(request: FocusRequest, result: FocusResult) -> FocusError:

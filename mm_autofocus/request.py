@@ -141,6 +141,8 @@ class FocusRequest:
         What the run may spend.
     depth_of_field_um
         The microscope's depth of field; in focus means within half of it.
+    depths
+        The same for each knob that has a depth of its own, in its unit; see `depth`.
     pixel_um
         Size of one pixel in the specimen, or None when Micro-Manager has no calibration.
     attempt
@@ -159,10 +161,15 @@ class FocusRequest:
     window: Limits | None = None
     budget: Budget = Budget()
     depth_of_field_um: float = 1.0
+    depths: Mapping[str, float] = field(default_factory=dict)
     pixel_um: float | None = None
     attempt: int = 0
     seed: int = 0
     extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def depth(self, knob: str) -> float:
+        """Full width, in the knob's unit, within which the image counts as in focus."""
+        return self.depths.get(knob, self.depth_of_field_um)
 
     def search_window(self, range_um: float) -> Limits:
         """Return the interval to search, inside the limits.

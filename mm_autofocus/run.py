@@ -383,8 +383,8 @@ class FocusRun:
 
     # ------------------------------------------------------------------ small things
     def _near(self, a: Mapping[str, float], b: Mapping[str, float], fraction: float = 0.1) -> bool:
-        reach = fraction * self._request.depth_of_field_um
-        return all(abs(a[name] - b[name]) <= reach for name in b if name in a)
+        depth = self._request.depth
+        return all(abs(a[name] - b[name]) <= fraction * depth(name) for name in b if name in a)
 
     def _where(self) -> dict[str, float]:
         """Where the knobs really are, the start for one that does not say."""

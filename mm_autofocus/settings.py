@@ -51,6 +51,10 @@ class MicroscopeSettings(Section):
         Numerical aperture, emission wavelength and refractive index of the immersion medium.
     dose_per_ms, dose_unit
         What one ms of open shutter costs the specimen, for the counters and the dose budget.
+    dose_property
+        ``"Device/Property"`` that says what one image at the present settings costs, in ``dose_unit``, where the dose
+        depends on more than the exposure (the field of view of an electron beam); it takes the place of
+        ``dose_per_ms``. Empty: not used.
     dark_cameras
         Cameras that image without the lamp (a laser autofocus's): the shutter stays closed, and they cost no dose.
     snap_timeout_s
@@ -70,6 +74,7 @@ class MicroscopeSettings(Section):
     immersion_index: float = Field(default=1.0, ge=1.0, le=1.8)
     dose_per_ms: float = Field(default=1.0, ge=0, allow_inf_nan=False)
     dose_unit: str = "ms"
+    dose_property: str = ""
     dark_cameras: tuple[str, ...] = ()
     snap_timeout_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
     snap_retries: int = Field(default=1, ge=0, le=10)
@@ -79,6 +84,13 @@ class MicroscopeSettings(Section):
     def _group_and_preset(cls, value: str) -> str:
         if value and value.count("/") != 1:
             raise ValueError('must be "Group/Preset", for instance "Channel/DAPI"')
+        return value
+
+    @field_validator("dose_property")
+    @classmethod
+    def _device_and_property(cls, value: str) -> str:
+        if value and value.count("/") != 1:
+            raise ValueError('must be "Device/Property", for instance "Camera/FrameDose"')
         return value
 
 
@@ -118,6 +130,9 @@ class KnobSettings(Section):
         Every move ends in this direction, from at least this far: > 0 upward, < 0 downward, 0 does nothing.
     tolerance
         How far the read-back position may be from the target before the move counts as failed.
+    depth
+        Full width, in the knob's unit, within which the image counts as in focus (a stigmator's 0.5 a.u.). None: the
+        microscope's depth of field.
     unit
         Unit of the knob, for messages.
     """
@@ -130,6 +145,7 @@ class KnobSettings(Section):
     settle_ms: float = Field(default=0.0, ge=0, le=60_000)
     backlash: float = Field(default=0.0, allow_inf_nan=False)
     tolerance: float = Field(default=1.0, gt=0, allow_inf_nan=False)
+    depth: float | None = Field(default=None, gt=0, allow_inf_nan=False)
     unit: str = "µm"
 
     @model_validator(mode="after")

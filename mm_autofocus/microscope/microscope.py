@@ -107,6 +107,11 @@ class Microscope:
         if not self._camera:
             raise SettingsError("the configuration has no camera (Core, Camera), and [microscope] camera names none")
         self.core.require(self._camera, "[microscope] camera")
+        if self._imaging.dose_property:
+            device, prop = self._imaging.dose_property.split("/")
+            self.core.require(device, "[microscope] dose_property")
+            if not self.core.has_property(device, prop):
+                raise SettingsError(f"[microscope] dose_property: device {device!r} has no property {prop!r}")
         if self._imaging.channel:
             group, preset = self._imaging.channel.split("/")
             if group not in self.core.config_groups() or preset not in self.core.presets(group):
@@ -134,12 +139,19 @@ class Microscope:
         m = self._imaging
         if m.depth_of_field_um is not None:
             return m.depth_of_field_um
+        if "z" not in self.settings.knobs and self.depths:
+            return next(iter(self.depths.values()))  # no focus is turned: what counts is the knobs' own depth
         if m.na is None:
             raise SettingsError(
                 "[microscope] needs depth_of_field_um, or na (and wavelength_um, immersion_index) to compute it: in "
                 "focus means within half the depth of field"
             )
         return m.immersion_index * (m.wavelength_um / m.na**2 + (self.pixel_um or 0.0) / m.na)
+
+    @property
+    def depths(self) -> dict[str, float]:
+        """Depth in focus of the knobs that have their own, in the knob's unit."""
+        return {name: knob.depth for name, knob in self.settings.knobs.items() if knob.depth is not None}
 
     # ------------------------------------------------------------------ moving and imaging
     def knob(self, name: str) -> Knob:
@@ -213,8 +225,14 @@ class Microscope:
 
     def dose_of(self, camera: str | None, exposure_ms: float) -> float:
         """Return what one exposure costs the specimen; nothing with a camera that images without the lamp."""
-        dark = (camera or self._camera) in self._imaging.dark_cameras
-        return 0.0 if dark else exposure_ms * self._imaging.dose_per_ms
+        m = self._imaging
+        if (camera or self._camera) in m.dark_cameras:
+            return 0.0
+        if not m.dose_property:
+            return exposure_ms * m.dose_per_ms
+        device, prop = m.dose_property.split("/")
+        present = float(self.core.get_exposure())  # the property tells the cost at the present exposure
+        return float(self.core.get_property(device, prop)) * (exposure_ms / present if present > 0 else 1.0)
 
     @contextmanager
     def _lamp(self, camera: str) -> Iterator[None]:
