@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from mm_autofocus.cli import app_laser
+from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 
 app = typer.Typer(
@@ -16,10 +17,8 @@ app = typer.Typer(
     pretty_exceptions_show_locals=False,
     help="Autofocus for Micro-Manager: pluggable strategies, inside limits, with a failure policy you choose.",
 )
-demo = typer.Typer(no_args_is_help=True, help="Run a whole acquisition on a simulated microscope.")
-bench = typer.Typer(no_args_is_help=True, help="Measure strategies and peers side by side.")
-app.add_typer(demo, name="demo")
-app.add_typer(bench, name="bench")
+groups = Groups.make(app)
+demo, bench = groups.demo, groups.bench
 
 
 class Engine(StrEnum):
@@ -229,4 +228,4 @@ def bench_overhead(
             print_json(outcome)
 
 
-app_laser.register(app, bench)
+app_laser.register(groups)

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 
 Config = Annotated[Path, typer.Option(help="Micro-Manager configuration (.cfg).")]
@@ -33,21 +34,10 @@ def _loaded(config: Path, adapters: str) -> Iterator[Any]:
         core.unloadAllDevices()
 
 
-def register(app: typer.Typer, bench: typer.Typer) -> None:
-    """Add the commands to the groups of ``mm-autofocus``."""
-    groups = {
-        name: typer.Typer(no_args_is_help=True, help=text)
-        for name, text in (
-            ("calibrate", "Acquire labelled data of an autofocus camera."),
-            ("train", "Train the networks of a strategy."),
-            ("recalibrate", "Adapt a model to today's instrument from a few frames."),
-            ("check", "Inject a known defocus and see how much of it is recovered."),
-        )
-    }
-    for name, group in groups.items():
-        app.add_typer(group, name=name)
+def register(groups: Groups) -> None:
+    """Add the laser's commands to the groups of ``mm-autofocus``."""
 
-    @groups["calibrate"].command("laser")
+    @groups.calibrate.command("laser")
     def calibrate_laser(
         config: Config,
         settings: Toml,
@@ -69,7 +59,7 @@ def register(app: typer.Typer, bench: typer.Typer) -> None:
             if as_json:
                 print_json(outcome)
 
-    @groups["train"].command("laser")
+    @groups.train.command("laser")
     def train_laser(
         out: Annotated[Path, typer.Option(help="The model's card (.json).")],
         dataset: Annotated[Path | None, typer.Option(help="Folder of days; none for synthetic days only.")] = None,
@@ -89,7 +79,7 @@ def register(app: typer.Typer, bench: typer.Typer) -> None:
             if as_json:
                 print_json(outcome)
 
-    @groups["recalibrate"].command("laser")
+    @groups.recalibrate.command("laser")
     def recalibrate_laser(
         config: Config,
         settings: Toml,
@@ -107,7 +97,7 @@ def register(app: typer.Typer, bench: typer.Typer) -> None:
             if as_json:
                 print_json(outcome)
 
-    @groups["check"].command("laser")
+    @groups.check.command("laser")
     def check_laser(
         config: Config,
         settings: Toml,
@@ -134,7 +124,7 @@ def register(app: typer.Typer, bench: typer.Typer) -> None:
                 for key, value in outcome.items():
                     typer.echo(f"{key.replace('_', ' ')}: {value}")
 
-    @bench.command("laser")
+    @groups.bench.command("laser")
     def bench_laser(
         out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("bench_output/laser"),
         quick: Annotated[bool, typer.Option(help="A few per cent of the images and of the training.")] = False,
