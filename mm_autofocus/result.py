@@ -67,6 +67,8 @@ class FocusResult(BaseModel):
         Time spent in the strategy's own code.
     reason
         One sentence for the user.
+    depths
+        Full width of each knob, in its unit, within which the image counted as in focus.
     action
         What the failure policy did about it, in order ("widen", "use_map" ...); empty on success.
     final
@@ -91,6 +93,7 @@ class FocusResult(BaseModel):
     compute_seconds: float = 0.0
     moves: int = 0
     reason: str = ""
+    depths: dict[str, float] = {}
     attempt: int = 0
     action: tuple[str, ...] = ()
     final: float | None = None

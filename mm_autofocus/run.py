@@ -370,6 +370,7 @@ class FocusRun:
             moves=microscope.moves - self._moves0,
             seconds=self._elapsed(),
             compute_seconds=self._stepper.seconds if self._stepper else 0.0,
+            depths={name: request.depth(name) for name in request.start},
             attempt=request.attempt,
             prior_mean=request.prior.mean if request.prior else None,
             prior_sd=request.prior.sd if request.prior else None,

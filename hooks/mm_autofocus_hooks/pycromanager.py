@@ -94,8 +94,8 @@ class PycromanagerCaller:
                 event["z"] = float(placement.z)
             if placement.skip:
                 self._darken()
-            for one in self._events:
-                autofocus.tell_event(one, placement.z)
+            for one in self._events:  # the slices of a burst each have a z of their own
+                autofocus.tell_event(one, placement.z if len(self._events) == 1 else autofocus.where(one).z)
         except BaseException as error:
             return self._abort(error, event)
         return event

@@ -11,7 +11,7 @@ from mm_autofocus.report.html import write_report
 from mm_autofocus_hooks.recorder import load, thumbnail_paths
 
 DEPTH_OF_FIELD_UM = 1.0
-"""For shading only: results do not say what the microscope's was."""
+"""For shading, where results of an earlier version do not say what the microscope's was."""
 
 
 def report_from_folder(folder: Path, out: Path | None) -> Path:
@@ -34,7 +34,7 @@ def report_from_folder(folder: Path, out: Path | None) -> Path:
     data = ReportData(
         title=f"Autofocus, {lines.parent.name}",
         created=datetime.fromtimestamp(lines.stat().st_mtime).astimezone(),
-        depth_of_field_um=DEPTH_OF_FIELD_UM,
+        depth_of_field_um=results[-1].depths.get(results[-1].knob, DEPTH_OF_FIELD_UM),
         strategy=", ".join(sorted({r.strategy for r in results})),
         results=results,
         fields=fields_from_results(results, lambda i: thumbnail_paths(lines, i + 1)),
