@@ -190,6 +190,29 @@ def test_a_z_burst_is_focused_in_its_own_channel(core: LoggingCore) -> None:
     assert {entry[1] for entry in core.log if entry[0] == "snap"} == {"DAPI"}
 
 
+class Listener:
+    """Keeps where the observers are told each event is acquired."""
+
+    def __init__(self) -> None:
+        self.z: list[float | None] = []
+
+    @hookimpl
+    def mmaf_event(self, z: float | None) -> None:
+        self.z.append(z)
+
+
+def test_observers_hear_the_z_of_each_slice_of_a_burst(core: LoggingCore) -> None:
+    autofocus, plugin = make(core, -50, 50)
+    plugin.z = 7.0
+    listener = Listener()
+    autofocus.plugins.add(listener, "listener")
+    burst = [{"axes": {"position": 0, "z": i}, "x": 0.0, "y": 0.0, "z": float(i)} for i in range(3)]
+    autofocus.plan(burst)
+    caller = PycromanagerCaller(autofocus)
+    caller.post_hardware(caller.pre_hardware(burst))  # type: ignore[arg-type]
+    assert listener.z == [6.0, 7.0, 8.0]
+
+
 PLAN = {"stage_positions": [{"x": 0, "y": 0, "z": 100}], "channels": [{"config": "FITC", "z_offset": 5}, "DAPI"]}
 
 
