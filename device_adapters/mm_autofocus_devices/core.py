@@ -16,6 +16,7 @@ from pymmcore_plus.experimental.unicore import Device, UniMMCore
 
 from mm_autofocus.errors import HardwareError
 from mm_autofocus_devices.autofocus_device import AutoFocusDevice
+from mm_autofocus_devices.pixel_size import PythonPixelSizes
 from mm_autofocus_devices.snake_case import SnakeCaseNames, TaggedImage
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def _release_callback(core_ref: weakref.ref[AutofocusCore]) -> None:
         pymmcore.CMMCore.registerCallback(core, None)
 
 
-class AutofocusCore(SnakeCaseNames, UniMMCore):
+class AutofocusCore(SnakeCaseNames, PythonPixelSizes):
     """`UniMMCore` with AutoFocus devices, roles that change hands correctly, and pycro-manager's names.
 
     What it adds to `UniMMCore`:
@@ -51,6 +52,7 @@ class AutofocusCore(SnakeCaseNames, UniMMCore):
       ``setProperty("Core", "Camera", label)`` and in configuration presets.
     - An image belongs to the camera that was snapped; a Python camera takes part in auto-shutter.
     - Python devices that fail to initialize raise.
+    - Pixel-size presets may hang on properties of Python devices.
     - Every public method is there in snake_case too, which makes it a core for pycro-manager's Python backend
       (`mm_autofocus_devices.pycromanager_backend`).
     """

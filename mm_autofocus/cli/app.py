@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mm_autofocus.cli import app_laser
+from mm_autofocus.cli import app_laser, app_serve
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 
@@ -229,3 +229,4 @@ def bench_overhead(
 
 
 app_laser.register(groups)
+app_serve.register(groups)
