@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mm_autofocus.cli import app_laser, app_serve
+from mm_autofocus.cli import app_laser, app_serve, app_tem_devices
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 
@@ -230,3 +230,4 @@ def bench_overhead(
 
 app_laser.register(groups)
 app_serve.register(groups)
+app_tem_devices.register(groups)
