@@ -35,10 +35,11 @@ def check_strategies(strategies: Mapping[str, Strategy], microscope: Microscope)
 
 def check_plan(events: list[Event], microscope: Microscope) -> None:
     """Raise `SettingsError` for a plan that cannot be placed."""
+    stage = str(microscope.core.get_xy_stage_device())  # a column's stigmators have an x and a y too
     axes = {
         microscope.settings.knobs[name].axis: knob.limits
         for name, knob in microscope.knobs.items()
-        if microscope.settings.knobs[name].axis in ("x", "y") or name == "z"
+        if (microscope.settings.knobs[name].axis in ("x", "y") and knob.device == stage) or name == "z"
     }
     where: dict[Key, tuple[float | None, float | None]] = {}
     for event in events:

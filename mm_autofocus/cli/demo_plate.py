@@ -97,7 +97,7 @@ class PlateDemo:
     def run(self) -> dict[str, Any]:
         """Acquire, score, report; return the outcome as a JSON-serialisable dictionary."""
         began = time.perf_counter()
-        self.out = _fresh_folder(self.out)
+        self.out = fresh_folder(self.out)
         plan = self._plan(0.0)
         with self._microscope() as (core, instrument):
             settings = self._settings()
@@ -367,7 +367,7 @@ def _describe(core: AutofocusCore, autofocus: Autofocus) -> dict[str, str]:
     }
 
 
-def _fresh_folder(out: Path) -> Path:
+def fresh_folder(out: Path) -> Path:
     """Make the output folder; an earlier demo in it is moved aside into ``previous``.
 
     Raises

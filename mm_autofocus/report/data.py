@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
@@ -59,6 +59,9 @@ class FieldRecord(BaseModel):
         Index of the focus run that served this field in ``ReportData.results``; None without one.
     before, after
         Image before and after focusing: a path, or the bytes of an image file.
+    others
+        Further knobs that must be right too (stigmators): by name with its unit ("stig x, a.u."), the error and the
+        largest one that counts as in focus.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -73,6 +76,13 @@ class FieldRecord(BaseModel):
     result_index: int | None = None
     before: bytes | str | Path | None = None
     after: bytes | str | Path | None = None
+    others: dict[str, tuple[float, float]] = {}
+
+    def sharp(self, tolerance_um: float) -> bool | None:
+        """Whether every knob was in focus, z within ``tolerance_um``; None where the truth is unknown."""
+        if self.error_um is None:
+            return None
+        return abs(self.error_um) <= tolerance_um and all(abs(e) <= limit for e, limit in self.others.values())
 
     @property
     def error_um(self) -> float | None:
@@ -144,6 +154,44 @@ class MethodSummary(BaseModel):
         return wilson(self.in_focus, self.denominator) if self.in_focus is not None else None
 
 
+class Chart(BaseModel):
+    """One figure of a `Section`: its name (unique in the report), heading, explanation, and what plotly draws.
+
+    ``kind`` "chart" takes half of the width, "wide" all of it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    title: str
+    caption: str
+    figure: dict[str, Any]
+    kind: Literal["chart", "wide"] = "chart"
+
+
+class Section(BaseModel):
+    """A section of the report that only some instruments have.
+
+    Attributes
+    ----------
+    name, title, lead
+        Its id on the page, its heading, and what the reader should know first.
+    header, rows
+        A table; none where ``rows`` is empty.
+    charts
+        Figures below it.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    title: str
+    lead: str = ""
+    header: list[str] = []
+    rows: list[list[str]] = []
+    charts: list[Chart] = []
+
+
 class Incident(BaseModel):
     """A run that did not converge, that needed the failure policy to, or that converged out of focus."""
 
@@ -198,6 +246,8 @@ class ReportData(BaseModel):
         Name and runs of another method at the same places, drawn beside the costs.
     versions
         Version by package name.
+    sections
+        What only this kind of instrument has to show; after the table of methods.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -218,6 +268,7 @@ class ReportData(BaseModel):
     reference: str = ""
     reference_results: list[FocusResult] = []
     versions: dict[str, str] = Field(default_factory=installed_versions)
+    sections: list[Section] = []
 
     @model_validator(mode="after")
     def _indices_exist(self) -> Self:
@@ -270,6 +321,26 @@ class ReportData(BaseModel):
                 scored.append((result, end - truth))
         return scored
 
+    def sharp_runs(self) -> list[tuple[FocusResult, bool]]:
+        """Return each focus run and whether its own end was in focus in every knob, where the truth is known."""
+        judged = []
+        for result_index, field_index in sorted(self.own_fields().items()):
+            result, field = self.results[result_index], self.fields[field_index]
+            sharp = field.model_copy(update={"z": result.end.get(result.knob)}).sharp(self.tolerance_um)
+            if sharp is not None:
+                judged.append((result, sharp))
+        return judged
+
+    @property
+    def tolerances(self) -> str:
+        """What counts as in focus, in words: "|error| ≤ 1 µm", with the limits of further knobs where there are any."""
+        others = next((field.others for field in self.fields if field.others), {})
+        words = [f"|error| ≤ {self.tolerance_um:.2g} µm"]
+        for name, (_, limit) in others.items():
+            knob, _, unit = name.partition(", ")
+            words.append(f"{knob} ≤ {limit:g} {unit}".strip())
+        return ", ".join(words)
+
     def status_counts(self) -> Counter[Status]:
         """Return how often each status occurred, the most frequent first."""
         return Counter(dict(Counter(result.status for result in self.results).most_common()))
@@ -281,7 +352,7 @@ class ReportData(BaseModel):
             field_index = own.get(index)
             field = None if field_index is None else self.fields[field_index]
             error = field.error_um if field else None
-            wrong = result.ok and error is not None and abs(error) > self.tolerance_um
+            wrong = result.ok and field is not None and field.sharp(self.tolerance_um) is False
             if result.ok and not result.action and not wrong:
                 continue
             found.append(
@@ -305,7 +376,7 @@ class ReportData(BaseModel):
             first, *others = rows
             fields = "fields with a specimen" if first.blank_fields else "fields"
             text = (
-                f"{first.in_focus} of {first.denominator} {fields} in focus (|error| ≤ {self.tolerance_um:.2g} µm) "
+                f"{first.in_focus} of {first.denominator} {fields} in focus ({self.tolerances}) "
                 f"{_with(first.name)}"
             )
             text = ", ".join([text, *(f"{row.in_focus} {_with(row.name)}" for row in others)])
@@ -386,7 +457,7 @@ def summarise(
     blank = [field for field in scored if field.blank]
     grown = [field for field in scored if not field.blank]
     errors = [abs(field.error_um) for field in grown if field.error_um is not None]
-    sharp = {id(f) for f in scored if f.error_um is not None and abs(f.error_um) <= depth_of_field_um / 2}
+    sharp = {id(f) for f in scored if f.sharp(depth_of_field_um / 2)}
     confident = [f for f in scored if f.result_index is not None and results[f.result_index].ok]
     compute = sum(result.compute_seconds for result in results)
     return MethodSummary(

@@ -19,7 +19,7 @@ import numpy as np
 
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.report import plots
-from mm_autofocus.report.data import FieldRecord, ReportData
+from mm_autofocus.report.data import FieldRecord, ReportData, Section
 from mm_autofocus.report.text import (
     actions,
     duration,
@@ -83,15 +83,16 @@ def write_report(data: ReportData, path: str | Path) -> Path:
 def render(data: ReportData) -> str:
     """Return the page as text."""
     folder = files("mm_autofocus.report")
-    made = plots.figures(data)
+    made = plots.figures(data) | {chart.name: chart.figure for section in data.sections for chart in section.charts}
     parts = {
         "title": escape(data.title),
         "style": folder.joinpath("report.css").read_text(encoding="utf-8"),
         "script": folder.joinpath("report.js").read_text(encoding="utf-8"),
-        "plotly": plots.plotly_js() if data.fields or data.results else "",
+        "plotly": plots.plotly_js() if made else "",
         "data": _json(_payload(data, made)),
         "header": _header(data),
         "methods": _section("Methods side by side", _methods(data), "methods") if data.table else "",
+        "sections": "".join(_extra(section) for section in data.sections),
         "maps": _maps(made) if data.fields else "",
         "charts": _charts(made),
         "runs": _runs(data, made) if data.results else "",
@@ -160,8 +161,8 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1) 
 
 def _methods(data: ReportData) -> str:
     remark = (
-        f"<p class=lead>In focus: within ±{data.tolerance_um:.2g} µm of the true focal height, half the depth of "
-        "field. False confidence: out of focus although the run reported that it converged.</p>"
+        f"<p class=lead>In focus: {escape(data.tolerances)} of the truth, half the depth in focus. False confidence: "
+        "out of focus although the run reported that it converged.</p>"
         if data.has_truth
         else ""
     )
@@ -173,6 +174,16 @@ def _figure(name: str, title: str, text: str, kind: str = "chart") -> str:
         f'<figure class={kind}><h3>{title}</h3><div class=plot id="plot-{name}" role=img aria-label="{title}"></div>'
         f"<figcaption>{text}</figcaption></figure>"
     )
+
+
+def _extra(section: Section) -> str:
+    table = _table(section.header, section.rows) if section.rows else ""
+    wide, half = (
+        "".join(_figure(c.name, escape(c.title), escape(c.caption), c.kind) for c in section.charts if c.kind == kind)
+        for kind in ("wide", "chart")
+    )
+    body = f"{table}{wide}" + (f"<div class=charts>{half}</div>" if half else "")
+    return _section(escape(section.title), body, section.name, escape(section.lead))
 
 
 def _maps(made: dict[str, plots.Figure]) -> str:
@@ -234,7 +245,7 @@ def _payload(data: ReportData, made: dict[str, plots.Figure]) -> dict[str, Any]:
         "doseUnit": data.dose_unit,
         "colours": {"good": plots.GOOD, "warn": plots.WARN, "ink": plots.INK, "muted": plots.MUTED, "grid": plots.GRID},
         "results": [_run(result) for result in data.results],
-        "fields": [_field(field) for field in data.fields],
+        "fields": [_field(field, data.tolerance_um) for field in data.fields],
     }
 
 
@@ -260,7 +271,7 @@ def _run(result: FocusResult) -> dict[str, Any]:
     }
 
 
-def _field(field: FieldRecord) -> dict[str, Any]:
+def _field(field: FieldRecord, tolerance_um: float) -> dict[str, Any]:
     before, after = thumbnails(field)
     return {
         "label": field.label,
@@ -268,6 +279,8 @@ def _field(field: FieldRecord) -> dict[str, Any]:
         "z": field.z,
         "truth": field.truth_z,
         "error": field.error_um,
+        "sharp": field.sharp(tolerance_um),
+        "others": {name: error for name, (error, _) in field.others.items()},
         "blank": bool(field.blank),
         "result": field.result_index,
         "before": before,

@@ -100,14 +100,14 @@ def confidence_histogram(data: ReportData) -> Figure | None:
         if stated:
             counts, edges = np.histogram(stated, bins=20, range=(0.0, 1.0))
             traces.append({
-                "type": "bar", "name": name, "x": _plain((edges[:-1] + edges[1:]) / 2), "y": counts.tolist(),
+                "type": "bar", "name": name, "x": plain((edges[:-1] + edges[1:]) / 2), "y": counts.tolist(),
                 "marker": {"color": colour}, "hovertemplate": "%{x:.3f}: %{y} runs<extra></extra>",
             })  # fmt: skip
     if not traces:
         return None
-    figure = _figure(traces, _axis("stated confidence", range=[0, 1]), _axis("focus runs"))
+    figure = chart(traces, axis("stated confidence", range=[0, 1]), axis("focus runs"))
     figure["layout"] |= {"barmode": "stack", "bargap": 0.08}
-    return _with_legend(figure)
+    return with_legend(figure)
 
 
 def error_histogram(data: ReportData) -> Figure | None:
@@ -119,13 +119,13 @@ def error_histogram(data: ReportData) -> Figure | None:
     counts, edges = np.histogram(np.clip(errors, -reach, reach), bins=41, range=(-reach, reach))
     centres = (edges[:-1] + edges[1:]) / 2
     inside = np.abs(centres) <= data.tolerance_um
-    figure = _figure(
+    figure = chart(
         [{
-            "type": "bar", "x": _plain(centres), "y": counts.tolist(), "width": float(edges[1] - edges[0]) * 0.92,
+            "type": "bar", "x": plain(centres), "y": counts.tolist(), "width": float(edges[1] - edges[0]) * 0.92,
             "marker": {"color": [GOOD if i else WARN for i in inside]},
             "hovertemplate": "%{x:.2f} µm: %{y} fields<extra></extra>",
         }],
-        _axis("acquired − true focal height, µm", zeroline=True), _axis("fields"),
+        axis("acquired − true focal height, µm", zeroline=True), axis("fields"),
     )  # fmt: skip
     _shade(figure, -data.tolerance_um, data.tolerance_um, "x")
     beyond = int((np.abs(errors) > reach).sum())
@@ -146,21 +146,21 @@ def confidence_and_error(data: ReportData) -> Figure | None:
         if chosen:
             traces.append({
                 "type": "scatter", "mode": "markers", "name": status.value.replace("_", " "),
-                "x": _plain(max(error, floor) for _, error in chosen), "y": _plain(r.confidence for r, _ in chosen),
+                "x": plain(max(error, floor) for _, error in chosen), "y": plain(r.confidence for r, _ in chosen),
                 "text": [escape(result.label or "") for result, _ in chosen],
                 "marker": {"color": colour, "symbol": symbol, "size": 8, "opacity": 0.75},
                 "hovertemplate": "%{text}<br>|error| %{x:.2f} µm, confidence %{y:.2f}<extra></extra>",
             })  # fmt: skip
-    figure = _figure(traces, _axis("|error|, µm", type="log", dtick=1), _axis("confidence", range=[-0.04, 1.04]))
+    figure = chart(traces, axis("|error|, µm", type="log", dtick=1), axis("confidence", range=[-0.04, 1.04]))
     furthest = max(max(abs(error) for _, error in runs), data.tolerance_um) * 1.4
     figure["layout"]["xaxis"]["range"] = [math.log10(floor * 0.8), math.log10(furthest)]
     _shade(figure, floor * 0.8, data.tolerance_um, "x")
-    return _with_legend(figure)
+    return with_legend(figure)
 
 
 def reliability(data: ReportData) -> Figure | None:
     """Fraction in focus against stated confidence, in five bins with 95 % Wilson intervals; None without a truth."""
-    runs = [(r.confidence, abs(e) <= data.tolerance_um) for r, e in data.scored_runs() if math.isfinite(r.confidence)]
+    runs = [(r.confidence, sharp) for r, sharp in data.sharp_runs() if math.isfinite(r.confidence)]
     if not runs:
         return None
     stated, share, above, below, text, numbers = [], [], [], [], [], []
@@ -176,23 +176,23 @@ def reliability(data: ReportData) -> Figure | None:
         above.append(interval[1] - hits / n)
         text.append(f"{hits} of {n}")
         numbers.append(n)
-    return _figure(
+    return chart(
         [{
             "type": "scatter", "mode": "lines", "x": [0, 1], "y": [0, 1], "hoverinfo": "skip",
             "line": {"color": MUTED, "dash": "dot", "width": 1},
         }, {
-            "type": "scatter", "mode": "markers", "x": _plain(stated), "y": _plain(share), "text": text,
+            "type": "scatter", "mode": "markers", "x": plain(stated), "y": plain(share), "text": text,
             "cliponaxis": False, "marker": {"color": GOOD, "size": 10},
             "error_y": {
-                "type": "data", "array": _plain(above), "arrayminus": _plain(below), "color": GOOD, "thickness": 1.5,
+                "type": "data", "array": plain(above), "arrayminus": plain(below), "color": GOOD, "thickness": 1.5,
             },
             "hovertemplate": "stated %{x:.2f}, in focus %{y:.2f} (%{text})<extra></extra>",
         }, {
-            "type": "scatter", "mode": "text", "x": _plain(stated), "y": [1.1] * len(stated), "hoverinfo": "skip",
+            "type": "scatter", "mode": "text", "x": plain(stated), "y": [1.1] * len(stated), "hoverinfo": "skip",
             "text": [f"n={n}" for n in numbers], "textfont": {"size": 12, "color": MUTED}, "cliponaxis": False,
         }],
-        _axis("stated confidence", range=[-0.02, 1.02]),
-        _axis("fraction in focus", range=[-0.04, 1.17], tick0=0, dtick=0.2),
+        axis("stated confidence", range=[-0.02, 1.02]),
+        axis("fraction in focus", range=[-0.04, 1.17], tick0=0, dtick=0.2),
     )  # fmt: skip
 
 
@@ -209,7 +209,7 @@ def prior_and_result(data: ReportData) -> Figure | None:
     spread = [2 * (result.prior_sd or 0.0) for _, result, _ in runs]
     traces: list[dict[str, Any]] = [{
         "type": "scatter", "mode": "lines", "x": [*numbers, *reversed(numbers)], "fill": "toself", "fillcolor": BAND,
-        "y": _plain([*spread, *(-value for value in reversed(spread))]), "line": {"width": 0}, "hoverinfo": "skip",
+        "y": plain([*spread, *(-value for value in reversed(spread))]), "line": {"width": 0}, "hoverinfo": "skip",
         "name": "expected ± 2 SD",
     }]  # fmt: skip
     for name, ok, colour, symbol in (("converged", True, GOOD, "circle"), ("not converged", False, WARN, "x")):
@@ -217,11 +217,11 @@ def prior_and_result(data: ReportData) -> Figure | None:
         if chosen:
             traces.append({
                 "type": "scatter", "mode": "markers", "name": name, "x": [number for number, _, _ in chosen],
-                "y": _plain(gain for _, _, gain in chosen), "text": [escape(r.label or "") for _, r, _ in chosen],
+                "y": plain(gain for _, _, gain in chosen), "text": [escape(r.label or "") for _, r, _ in chosen],
                 "marker": {"color": colour, "symbol": symbol, "size": 7, "opacity": 0.8},
                 "hovertemplate": "%{text}: %{y:.2f} µm<extra></extra>",
             })  # fmt: skip
-    return _with_legend(_figure(traces, _axis("focus run"), _axis("result − expected, µm", zeroline=True)))
+    return with_legend(chart(traces, axis("focus run"), axis("result − expected, µm", zeroline=True)))
 
 
 _COSTS: tuple[Callable[[FocusResult], float], ...] = (
@@ -254,20 +254,20 @@ def cost(data: ReportData) -> Figure | None:
     spent = [[sum(of(r) for r in others.get(name, ())) for name in places] for of in _COSTS] if others else []
     for number, sums in enumerate(spent, 1):
         traces.append({
-            "type": "scatter", "mode": "markers", "x": names, "y": _plain(sums),
+            "type": "scatter", "mode": "markers", "x": names, "y": plain(sums),
             "yaxis": f"y{'' if number == 1 else number}",
             "marker": {"color": INK, "symbol": "line-ew-open", "size": 9, "line": {"width": 2}},
             "hovertemplate": f"{escape(data.reference)}, %{{x}}: %{{y:.4~g}}<extra></extra>",
         })  # fmt: skip
     for number, (title, values) in enumerate(rows, 1):
-        axis = "" if number == 1 else str(number)
+        which = "" if number == 1 else str(number)
         traces.append({
-            "type": "bar", "x": names, "y": _plain(values), "yaxis": f"y{axis}", "marker": {"color": colours},
+            "type": "bar", "x": names, "y": plain(values), "yaxis": f"y{which}", "marker": {"color": colours},
             "hovertemplate": "%{x}: %{y:.4~g} " + title.split(",")[0] + "<extra></extra>",
         })  # fmt: skip
         top = 1 - (number - 1) * 0.345
-        layout[f"yaxis{axis}"] = _axis(title, domain=[top - 0.29, top], nticks=4, rangemode="tozero", anchor="x")
-    figure = _figure(traces, _axis("", type="category", anchor="y3", nticks=32, showgrid=False), _axis(""))
+        layout[f"yaxis{which}"] = axis(title, domain=[top - 0.29, top], nticks=4, rangemode="tozero", anchor="x")
+    figure = chart(traces, axis("", type="category", anchor="y3", nticks=32, showgrid=False), axis(""))
     figure["layout"] |= layout | {"bargap": 0.25}
     return figure
 
@@ -304,17 +304,17 @@ def _map(
         xs, ys = _places(data)
         size = min(26.0, max(7.0, 170 / math.sqrt(len(values))))
         trace: dict[str, Any] = {
-            "type": "scatter", "mode": "markers", "x": _plain(xs), "y": _plain(ys), "text": labels,
+            "type": "scatter", "mode": "markers", "x": plain(xs), "y": plain(ys), "text": labels,
             "customdata": list(range(len(values))),
             "marker": {
-                "color": _plain(values), "colorscale": scale, "cmin": low, "cmax": high, "size": size,
+                "color": plain(values), "colorscale": scale, "cmin": low, "cmax": high, "size": size,
                 "colorbar": bar, "line": {"color": MUTED, "width": 0.5},
             },
             "hovertemplate": hover.replace("%{z", "%{marker.color"),
         }  # fmt: skip
         on_stage = any(field.x is not None and field.y is not None for field in data.fields)
-        xaxis = _axis("stage x, µm" if on_stage else "position")
-        yaxis = _axis("stage y, µm") | {"scaleanchor": "x"} if on_stage else _axis("", showticklabels=False)
+        xaxis = axis("stage x, µm" if on_stage else "position")
+        yaxis = axis("stage y, µm") | {"scaleanchor": "x"} if on_stage else axis("", showticklabels=False)
         middle = [(x, y) for x, y in zip(xs, ys, strict=True)]
         mark = size * 0.5
     else:
@@ -324,7 +324,7 @@ def _map(
         text = np.full(shape, "", object)
         for i, place in enumerate(plate.places):
             cell = plate.cell(place)
-            grid[cell], index[cell], text[cell] = _plain([values[i]])[0], i, labels[i]
+            grid[cell], index[cell], text[cell] = plain([values[i]])[0], i, labels[i]
         trace = {
             "type": "heatmap", "x": x_edges, "y": y_edges, "z": grid.tolist(), "customdata": index.tolist(),
             "text": text.tolist(), "colorscale": scale, "zmin": low, "zmax": high, "colorbar": bar,
@@ -332,15 +332,15 @@ def _map(
         }  # fmt: skip
         step = 1 if plate.columns <= 12 else 2 if plate.columns <= 24 else 4
         columns, rows = range(0, plate.columns, step), range(0, plate.rows, step)
-        xaxis = _axis("", tickvals=list(columns), ticktext=[str(c + 1) for c in columns], side="top", showgrid=False)
-        yaxis = _axis("", tickvals=list(rows), ticktext=[row_name(r) for r in rows], showgrid=False, scaleanchor="x")
+        xaxis = axis("", tickvals=list(columns), ticktext=[str(c + 1) for c in columns], side="top", showgrid=False)
+        yaxis = axis("", tickvals=list(rows), ticktext=[row_name(r) for r in rows], showgrid=False, scaleanchor="x")
         xaxis |= {"range": [-0.7, plate.columns - 0.3], "constrain": "domain"}
         yaxis |= {"range": [plate.rows - 0.3, -0.7], "constrain": "domain"}
         middle = [((box[0] + box[1]) / 2, (box[2] + box[3]) / 2) for box in plate.boxes]
         mark = max(4.0, 90 / plate.columns / max(1, plate.cells[0] / 2))
     results = [data.result_of(field) for field in data.fields]
     failed = [result is not None and not result.ok for result in results]
-    figure = _figure([
+    figure = chart([
         trace,
         _marks(middle, [bool(field.blank) for field in data.fields], "circle", mark, "blank well"),
         _marks(middle, failed, "x", mark * 1.15, "run did not converge"),
@@ -352,7 +352,7 @@ def _map(
         else {}
     )
     figure["layout"] |= on_plate
-    return _with_legend(figure, -0.01 if plate is not None else -0.18) if len(figure["data"]) > 1 else figure
+    return with_legend(figure, -0.01 if plate is not None else -0.18) if len(figure["data"]) > 1 else figure
 
 
 def _marks(
@@ -362,12 +362,13 @@ def _marks(
     # white with an ink outline reads on every colour of both scales, on paper too
     marker = {"symbol": symbol, "size": size, "color": "#ffffff", "line": {"width": 1.2, "color": INK}}
     return {
-        "type": "scatter", "mode": "markers", "x": _plain(x for x, _ in chosen), "y": _plain(y for _, y in chosen),
+        "type": "scatter", "mode": "markers", "x": plain(x for x, _ in chosen), "y": plain(y for _, y in chosen),
         "marker": marker, "name": name, "hoverinfo": "skip",
     }  # fmt: skip
 
 
-def _figure(traces: list[dict[str, Any]], xaxis: dict[str, Any], yaxis: dict[str, Any]) -> Figure:
+def chart(traces: list[dict[str, Any]], xaxis: dict[str, Any], yaxis: dict[str, Any]) -> Figure:
+    """Return a figure of these traces in the report's type, colours and margins."""
     layout = {
         "font": {"family": "system-ui, 'Segoe UI', Helvetica, Arial, sans-serif", "size": 13, "color": INK},
         "margin": {"l": 58, "r": 16, "t": 14, "b": 50}, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "#ffffff",
@@ -376,12 +377,14 @@ def _figure(traces: list[dict[str, Any]], xaxis: dict[str, Any], yaxis: dict[str
     return {"data": traces, "layout": layout}
 
 
-def _axis(title: str, **more: Any) -> dict[str, Any]:
-    axis = {"gridcolor": GRID, "zeroline": False, "zerolinecolor": "#b8c2ca", "ticks": "", "automargin": True}
-    return axis | ({"title": {"text": title, "standoff": 8}} if title else {}) | more
+def axis(title: str, **more: Any) -> dict[str, Any]:
+    """Return an axis in the report's style; ``more`` is plotly's."""
+    style = {"gridcolor": GRID, "zeroline": False, "zerolinecolor": "#b8c2ca", "ticks": "", "automargin": True}
+    return style | ({"title": {"text": title, "standoff": 8}} if title else {}) | more
 
 
-def _with_legend(figure: Figure, y: float = -0.2) -> Figure:
+def with_legend(figure: Figure, y: float = -0.2) -> Figure:
+    """Return the figure with a legend below it, at ``y`` of its height."""
     legend = {"orientation": "h", "x": 0, "y": y, "yanchor": "top", "font": {"size": 12}}
     figure["layout"] |= {"showlegend": True, "legend": legend}
     for trace in figure["data"]:
@@ -404,6 +407,6 @@ def _note(figure: Figure, text: str) -> None:
     })  # fmt: skip
 
 
-def _plain(values: Iterable[float | None]) -> list[float | None]:
+def plain(values: Iterable[float | None]) -> list[float | None]:
     """Return numbers that JSON can hold: five decimals at most, None for what is not finite."""
     return [round(float(v), 5) if v is not None and math.isfinite(v) else None for v in values]

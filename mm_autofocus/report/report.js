@@ -81,6 +81,7 @@
   function showNumbers(field, run) {
     const rows = [["acquired at, µm", digits(field.z)]];
     if (field.truth !== null) rows.push(["truth, µm", digits(field.truth)], ["error, µm", digits(field.error)]);
+    for (const [name, value] of Object.entries(field.others)) rows.push([`error of ${name}`, digits(value)]);
     if (run) {
       rows.push(["start, µm", digits(run.start)], ["verdict, µm", digits(run.target ?? run.end)]);
       if (run.final !== null) rows.push(["policy's z, µm", digits(run.final)]);
@@ -126,9 +127,9 @@
     byId("choice").value = String(index);
     byId("status").textContent = run ? run.status : "not focused here";
     byId("status").className = run && run.ok ? "" : "warn";
-    const inFocus = field.error === null ? "" : Math.abs(field.error) <= report.tolerance ? "in focus" : "out of focus";
+    const inFocus = field.sharp === null ? "" : field.sharp ? "in focus" : "out of focus";
     const shared = run && run.label && run.label !== field.label ? `focused at ${run.label}` : "";
-    byId("verdict").textContent = [inFocus, field.blank ? "blank well" : "", shared].filter(Boolean).join(" · ");
+    byId("verdict").textContent = [inFocus, field.blank ? "no specimen here" : "", shared].filter(Boolean).join(" · ");
     byId("reason").textContent = run ? run.reason : "Acquired at the height that the map or an earlier run gave.";
     showNumbers(field, run);
     showImages(field);

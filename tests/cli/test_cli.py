@@ -394,13 +394,13 @@ def test_demo_beads_focuses_micro_managers_own_camera() -> None:
 
 
 def test_an_earlier_demo_is_kept_aside(tmp_path: Path) -> None:
-    from mm_autofocus.cli.demo_plate import _fresh_folder
+    from mm_autofocus.cli.demo_plate import fresh_folder
 
     (tmp_path / "report.html").write_text("first")
     (tmp_path / "scan").mkdir()
     for text in ("first", "second"):
         (tmp_path / "report.html").write_text(text)
-        assert _fresh_folder(tmp_path) == tmp_path
+        assert fresh_folder(tmp_path) == tmp_path
         assert (tmp_path / "previous" / "report.html").read_text() == text
     assert not (tmp_path / "report.html").exists()
     assert (tmp_path / "previous" / "scan").is_dir()

@@ -1,0 +1,118 @@
+"""Figure 4 of DeepFocus: setup B, read by models that know setup A only, and by the same ones after recalibration."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mm_autofocus.benchmark.sem_cases import (
+    Case,
+    Conditions,
+    cases,
+    knobs_of,
+    location_cases,
+    open_column,
+    set_knobs,
+    take_pair,
+)
+from mm_autofocus.benchmark.sem_methods import Method, pair_loop
+from mm_autofocus.benchmark.sem_scoring import loop_row
+from mm_autofocus.errors import FocusError
+from mm_autofocus.estimators.aberration import Aberration
+from mm_autofocus.simulation.electron_probe import ProbeFamily
+from mm_autofocus.simulation.sem_column import SETUP_B, Column
+from mm_autofocus.simulation.sem_specimen import SpecimenKind
+from mm_autofocus.training.sem_recalibration import (
+    STEPS,
+    KnownPair,
+    fit_calibration,
+    random_aberrations,
+    recalibrate_deepfocus,
+)
+
+ON_B = Conditions(SETUP_B.electrons_per_pixel, setup=SETUP_B)
+LABEL_SD = np.array([0.3, 0.1, 0.1])
+"""Errors of an expert's focus by hand that the labels of the fine-tuning carry, µm and a.u."""
+OF_A_PLACE = 10
+"""Aberrations at each place."""
+
+
+def measure_recalibration(
+    methods: dict[str, Method], *, starts: int, iterations: int, labelled_pairs: int, say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Return the closed loops on setup B by model, as `loop_row` makes them, with a ``note``.
+
+    Parameters
+    ----------
+    methods
+        "spectral" and "deepfocus" take part, where they are there.
+    starts, iterations
+        How many loops, and of how many pairs; starts and places as in figure 5.
+    labelled_pairs
+        Pairs for fine-tuning DeepFocus (100 in the paper); 0 leaves it out.
+    say
+        Told what goes on.
+    """
+    places = location_cases(starts)
+    on_a = Conditions(84.0).calibration()
+    made: dict[str, Any] = {}
+
+    def loops(name: str, run: Callable[[Column], Any], note: str) -> None:
+        made[name] = loop_row([run(open_column(case, ON_B)) for case in places], iterations) | {"note": note}
+
+    if "spectral" in methods:
+        ours = methods["spectral"]
+        loops("ours, calibration of setup A", lambda c: ours.loop(c, on_a, iterations), "as it comes")
+        assert ours.estimator is not None
+        first = open_column(places[0], ON_B)
+        fitted = fit_calibration(known_pairs(first, STEPS), ours.estimator, on_a)
+        note = f"calibrated from {2 * len(STEPS)} frames at one place"
+        loops("ours, calibrated", lambda c: ours.loop(c, fitted, iterations), note)
+    if "deepfocus" in methods:
+        network = methods["deepfocus"].estimator
+        assert network is not None
+        loops("StackedConv, trained on setup A", lambda c: pair_loop(c, network, on_a, iterations), "as it comes")
+        if labelled_pairs:
+            try:
+                tuned = _fine_tuned(labelled_pairs, say)
+            except FocusError as error:
+                say(f"DeepFocus was not recalibrated: {error}")
+                return made
+            note = f"last three layers, {labelled_pairs} pairs, labels ±0.3 µm and ±0.1 a.u. as by hand"
+            loops("StackedConv, recalibrated", lambda c: pair_loop(c, tuned, on_a, iterations), note)
+    return made
+
+
+def known_pairs(column: Column, offsets: Any) -> list[KnownPair]:
+    """Take a pair at each offset (µm, a.u., a.u.) from where the column stands, as ``recalibrate sem`` does."""
+    here, pairs = knobs_of(column), []
+    for offset in offsets:
+        set_knobs(column, here + np.array(offset))
+        under, over, step_um = take_pair(column)
+        at = Aberration(*(float(v) for v in knobs_of(column) - here))
+        pairs.append(KnownPair(under, over, at, step_um, column.pixel_nm * 1e-3))
+    set_knobs(column, here)
+    return pairs
+
+
+def _fine_tuned(count: int, say: Callable[[str], None]) -> Any:
+    """Return DeepFocus with its last layers trained on pairs of setup B at other places than the tested ones."""
+    from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator
+
+    rng = np.random.default_rng(0x4F)
+    pairs: list[KnownPair] = []
+    places = cases(-(-count // OF_A_PLACE), 8, (0.0, 0.0), tissue=True)
+    for number, place in enumerate(places):
+        case = Case(SpecimenKind.TISSUE, place.seed, Aberration(0.0), ProbeFamily.SOFT, place.place_um)
+        column = open_column(case, ON_B)
+        by_hand = rng.standard_normal(3) * LABEL_SD
+        set_knobs(column, knobs_of(column) + by_hand)
+        pairs += known_pairs(column, random_aberrations(min(OF_A_PLACE, count - len(pairs)), number))
+    with tempfile.TemporaryDirectory() as folder:
+        card = Path(folder) / "tuned.json"
+        recalibrate_deepfocus(pairs, card, say=say)
+        return DeepFocusEstimator.load(card)
