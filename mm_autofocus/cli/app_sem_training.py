@@ -1,0 +1,112 @@
+"""The commands ``train sem``, ``recalibrate sem`` and ``models``."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mm_autofocus.cli.groups import Groups
+from mm_autofocus.cli.output import Json, errors, print_json
+
+
+class SemModel(StrEnum):
+    """Models of electron images that can be trained."""
+
+    SPECTRAL = "spectral"
+    CONVOLUTIONAL = "convolutional"
+    DEEPFOCUS = "deepfocus"
+    DEEPSCORE = "deepscore"
+
+
+class Method(StrEnum):
+    """Ways to adapt to another column."""
+
+    CALIBRATION = "calibration"
+    DEEPFOCUS = "deepfocus"
+
+
+def register(groups: Groups) -> None:
+    """Add the commands to the groups of ``mm-autofocus``."""
+
+    @groups.train.command("sem")
+    def train_sem(
+        out: Annotated[Path, typer.Option(help="The model's card (.json).")],
+        model: Annotated[SemModel, typer.Option(help="Which model.")] = SemModel.SPECTRAL,
+        minutes: Annotated[float, typer.Option(help="Nominal; 0: as long as the one that comes along.", min=0)] = 0.0,
+        seed: Annotated[int, typer.Option(help="Same seed, same weights.", min=0)] = 0,
+        measure: Annotated[bool, typer.Option(help="Measure it on unseen specimens.")] = True,
+        as_json: Json = False,
+    ) -> None:
+        """Train a model of electron images on simulated specimens, and measure it on others."""
+        with errors(as_json):
+            from rich.console import Console
+
+            from mm_autofocus.cli.sem_training import train
+
+            console = Console(stderr=True)
+            with console.status(f"training {model.value}") as status:
+                outcome = train(model.value, out, minutes=minutes, seed=seed, measure=measure, say=status.update)
+            if as_json:
+                print_json(outcome)
+            else:
+                typer.echo(f"{outcome['card']}: {outcome['measured']}")
+
+    @groups.recalibrate.command("sem")
+    def recalibrate_sem(
+        config: Annotated[Path, typer.Option(help="Micro-Manager configuration (.cfg).")],
+        settings: Annotated[Path, typer.Option("--settings", help="autofocus.toml with z, stig_x and stig_y.")],
+        out: Annotated[Path, typer.Option(help="Calibration (.toml) or, for deepfocus, the new card (.json).")],
+        method: Annotated[Method, typer.Option(help="Ours, or the paper's fine-tuning.")] = Method.CALIBRATION,
+        base: Annotated[str, typer.Option(help="Card to begin with; empty for the one that comes along.")] = "",
+        locations: Annotated[int, typer.Option(help="Places (deepfocus).", min=1)] = 10,
+        aberrations: Annotated[int, typer.Option(help="Aberrations at each place (deepfocus).", min=1)] = 10,
+        spacing: Annotated[float, typer.Option(help="Distance of the places, µm.", min=1)] = 100.0,
+        steps: Annotated[int, typer.Option(help="Steps of the fine-tuning.", min=100)] = 3000,
+        seed: Annotated[int, typer.Option(help="Of aberrations, patches and order.", min=0)] = 0,
+        adapters: Annotated[str, typer.Option(help="Folder of Micro-Manager's device adapters.")] = "",
+        as_json: Json = False,
+    ) -> None:
+        """Adapt to another column: its calibration from ten frames, or the paper's fine-tuning from labelled pairs."""
+        with errors(as_json):
+            from mm_autofocus.cli.run_plan import load_core
+            from mm_autofocus.cli.sem_training import recalibrate
+            from mm_autofocus.settings import Settings
+
+            core = load_core(config, adapters)
+            try:
+                outcome = recalibrate(
+                    core, Settings.load(settings), out, method=method.value, base=base, locations=locations,
+                    aberrations=aberrations, spacing_um=spacing, steps=steps, seed=seed,
+                    say=lambda text: typer.echo(text, err=True),
+                )  # fmt: skip
+            finally:
+                core.unloadAllDevices()
+            if as_json:
+                print_json(outcome)
+            else:
+                for key, value in outcome.items():
+                    typer.echo(f"{key}: {value}")
+
+    @groups.app.command("models")
+    def models_command(
+        card: Annotated[list[Path] | None, typer.Option(help="Cards beside those that come along.")] = None,
+        as_json: Json = False,
+    ) -> None:
+        """List the models: what each is, what it was trained on, by which command, and how good it is."""
+        with errors(as_json):
+            from mm_autofocus.cli.sem_training import headline, models
+
+            entries = models(card or [])
+            if as_json:
+                print_json(entries)
+                return
+            for entry in entries:
+                typer.secho(entry["name"], bold=True)
+                typer.echo(f"  {entry['what']}")
+                typer.echo(f"  trained on: {entry['trained_on']}")
+                typer.echo(f"  command:    {entry['command']}")
+                typer.echo(f"  measured:   {headline(entry)}")
+                typer.echo(f"  weights:    {', '.join(entry['weights'])} ({entry['bytes'] / 1e6:.2f} MB)")

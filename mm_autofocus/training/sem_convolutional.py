@@ -1,0 +1,361 @@
+"""Trains the networks that see pixels: our PairNet, the paper's DeepFocus and DeepScore."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm_autofocus.estimators.pair_spectra import REFERENCE_PX
+from mm_autofocus.training.sem_pairs import PairSampler, Ranges, TrainingPair
+
+if TYPE_CHECKING:
+    import torch
+
+    from mm_autofocus.networks.deepfocus import DeepFocus
+    from mm_autofocus.networks.deepscore import DeepScore
+    from mm_autofocus.networks.pair_net import PairNet
+
+Say = Callable[[str], None]
+Array = NDArray[np.float32]
+
+SETUP_A_PX_PER_UM = 0.87
+"""Blur pixels of 1 µm at 8.7 mrad and 10 nm: what DeepFocus, which knows no calibration, is trained for."""
+
+SETUP_A_STIGMATOR_UM = 6.0
+SETUP_A_ROTATION_DEG = 3.0
+
+CURRICULUM = Ranges(
+    delta_px=(2.0, 5.5), defocus=1.8, astigmatism=1.4, wide_share=0.0, electrons=(15.0, 300.0), blank_share=0.0,
+    empty_share=0.0, residual_px=0.5, softness=0.3, miscalibration=0.1,
+)  # fmt: skip
+"""Small blur first: without it a convolutional network learns nothing in its first thousands of pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Augmentation:
+    """The paper's (Methods): additive noise, gamma, brightness and contrast, each with its probability.
+
+    Attributes
+    ----------
+    probability
+        Of each of the three, applied on its own.
+    noise, gamma, contrast, brightness
+        Standard deviations, for grey values from -1 to 1; gamma and contrast around 1.
+    """
+
+    probability: float = 0.75
+    noise: float = 0.2
+    gamma: float = 0.25
+    contrast: float = 0.25
+    brightness: float = 0.25
+
+    def __call__(self, pair: Array, rng: np.random.Generator) -> Array:
+        """Return the pair augmented, both images alike but for their noise; shape (2, height, width), from -1 to 1."""
+        if rng.random() < self.probability:
+            gamma = max(0.2, 1.0 + self.gamma * rng.standard_normal())
+            pair = 2.0 * np.power(np.clip(0.5 * pair + 0.5, 0.0, 1.0), np.float32(gamma)) - 1.0
+        if rng.random() < self.probability:
+            contrast = 1.0 + self.contrast * rng.standard_normal()
+            mean = float(pair.mean())
+            pair = contrast * (pair - mean) + mean + self.brightness * rng.standard_normal()
+        if rng.random() < self.probability:
+            pair = pair + self.noise * rng.standard_normal(pair.shape, dtype=np.float32)
+        return np.asarray(pair, dtype=np.float32)
+
+
+def turn_pair(pair: Array, aberration: NDArray[np.float64], quarter_turns: int, mirrored: bool) -> tuple[Array, Array]:
+    """Return images and (z, a, b) turned by quarter turns, then mirrored left to right: exact symmetries.
+
+    Parameters
+    ----------
+    pair
+        Shape (..., height, width), square.
+    aberration
+        Shape (3,), in the image's axes.
+    quarter_turns
+        Counter-clockwise.
+    mirrored
+        After turning.
+    """
+    z, a, b = aberration
+    if quarter_turns % 2:
+        a, b = -a, -b
+    pair = np.rot90(pair, quarter_turns, (-2, -1))
+    if mirrored:
+        pair, b = pair[..., ::-1], -b
+    return pair, np.array([z, a, b], dtype=np.float32)
+
+
+def fit_pair_net(
+    sampler: PairSampler,
+    *,
+    pairs: int,
+    edge: int = 256,
+    batch: int = 24,
+    curriculum: float = 0.15,
+    learning_rate: float = 3e-3,
+    seed: int = 0,
+    say: Say | None = None,
+) -> PairNet:
+    """Train a `PairNet` on pairs as they are simulated.
+
+    Parameters
+    ----------
+    sampler
+        Of pairs.
+    pairs
+        How many to simulate; each is seen once.
+    edge, batch
+        Of the patches.
+    curriculum
+        Share of the pairs with small blur, at the beginning.
+    learning_rate
+        At the top of the cosine.
+    seed
+        Of initial weights and symmetries.
+    say
+        Told about progress.
+    """
+    import torch
+
+    from mm_autofocus.networks.pair_net import PairNet
+
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([0xC0, seed])
+    net = PairNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimiser = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=1e-2)
+    whole, seen, log, begin = sampler.ranges, 0, [], time.monotonic()
+    while seen < pairs:
+        spent = seen / pairs
+        sampler.ranges = CURRICULUM if spent < curriculum else whole
+        _schedule(optimiser, learning_rate, spent, seen / (batch * 100.0))
+        images, target, beside = _pair_batch(sampler, batch, edge, rng)
+        out = net(images, beside)
+        loss = _laplace(out, target)
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
+        optimiser.step()
+        seen += batch
+        log.append((out[:, :3] - target[:, :3]).abs().mean(0).tolist())
+        if say is not None and len(log) == 100:
+            say(f"{seen} pairs, {time.monotonic() - begin:.0f} s, errors {np.mean(log, 0).round(3)} of half the step")
+            log = []
+    sampler.ranges = whole
+    return net.eval()  # type: ignore[no-any-return]
+
+
+def _pair_batch(
+    sampler: PairSampler, batch: int, edge: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    import torch
+
+    images: list[Array] = []
+    target: list[list[float]] = []
+    beside: list[list[float]] = []
+    while len(images) < batch:
+        for pair in sampler.draw((edge, edge), 3):
+            both, truth = turn_pair(
+                np.stack([pair.under, pair.over]), pair.aberration, int(rng.integers(4)), bool(rng.random() < 0.5)
+            )
+            images.append(both)
+            target.append([*truth, math.log(pair.step_ratio)])
+            beside.append([math.log(pair.delta_px / REFERENCE_PX)])
+    return (
+        torch.from_numpy(np.stack(images[:batch])),
+        torch.tensor(target[:batch], dtype=torch.float32),
+        torch.tensor(beside[:batch], dtype=torch.float32),
+    )
+
+
+def _laplace(out: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the likelihood's loss, weighted by the scales' roots, and that of the step ratio."""
+    import torch
+
+    scales = out[:, 3:6].clamp(-4.5, 2.5)
+    likelihood = (out[:, :3] - target[:, :3]).abs() * torch.exp(-scales) + scales
+    return (likelihood * torch.exp(0.5 * scales.detach())).mean() + (out[:, 6] - target[:, 3]).abs().mean()
+
+
+def _schedule(optimiser: torch.optim.Optimizer, top: float, spent: float, warm: float) -> None:
+    """Set the learning rate: a short rise, then a half cosine to a fiftieth."""
+    rate = top * min(1.0, warm + 0.02) * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(spent, 1.0))))
+    for group in optimiser.param_groups:
+        group["lr"] = rate
+
+
+def setup_a_ranges(small: bool) -> Ranges:
+    """Return the draw of setup A, which never changes: ±5 µm at 8.7 mrad and 10 nm; or one of small blur."""
+    delta = 5.0 * SETUP_A_PX_PER_UM
+    stig = 5.0 * SETUP_A_STIGMATOR_UM / 5.0
+    fixed = Ranges(
+        delta_px=(delta, delta), defocus=4.0, astigmatism=stig, wide_share=0.0, small_share=0.2, miscalibration=0.0,
+        electrons=(10.0, 150.0), residual_px=8.0, softness=0.4, blank_share=0.1, empty_share=0.0,
+    )  # fmt: skip
+    return replace(fixed, defocus=2.4, astigmatism=1.5, residual_px=2.0, blank_share=0.0) if small else fixed
+
+
+def knobs_of(pair: TrainingPair, aberration: NDArray[np.floating]) -> Array:
+    """Return (working distance µm, stig x, stig y) of setup A for (z, a, b) over half the perturbation (±5 µm)."""
+    from mm_autofocus.estimators.aberration import ColumnCalibration
+
+    calibration = ColumnCalibration(1000.0, SETUP_A_STIGMATOR_UM, SETUP_A_ROTATION_DEG)
+    found = calibration.from_blur(5.0 * np.asarray(aberration, dtype=float) * pair.step_ratio, 1.0)
+    return found.vector().astype(np.float32)
+
+
+SCALES = (5.0, 1.5, 1.5)
+"""What DeepFocus' outputs are multiplied with; the paper trains on µm and a.u. as they are, for days."""
+
+
+def fit_deepfocus(
+    sampler: PairSampler,
+    *,
+    pairs: int,
+    edge: int = 256,
+    scores: bool = False,
+    batch: int = 16,
+    curriculum: float = 0.25,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    say: Say | None = None,
+) -> DeepFocus:
+    """Train the paper's network for setup A: L1 loss, AdamW, its augmentations; a cosine in place of its slow decay.
+
+    Parameters
+    ----------
+    sampler
+        Of pairs; its ranges are replaced by those of setup A.
+    pairs
+        How many to simulate; each is seen once.
+    edge, scores
+        Of the network. With scores, five patches of one pair are weighed together (equation 3).
+    batch, curriculum, learning_rate, seed, say
+        As for `fit_pair_net`.
+    """
+    import torch
+
+    from mm_autofocus.networks.deepfocus import DeepFocus, score_loss
+
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([0xDF, seed])
+    net = DeepFocus(edge, scores)
+    for module in net.modules():  # a tenth of dropout at every layer keeps a run this short from learning at all
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    optimiser = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=1e-2)
+    patches = 5 if scores else 1
+    seen, log, begin = 0, [], time.monotonic()
+    while seen < pairs:
+        spent = seen / pairs
+        sampler.ranges = setup_a_ranges(spent < curriculum)
+        _schedule(optimiser, learning_rate, spent, seen / (batch * 100.0))
+        images, target = _deepfocus_batch(sampler, batch, edge, patches, rng)
+        out = net(images)
+        single = (out[:, :3] - target).abs().mean()
+        loss = score_loss(out.reshape(-1, patches, 4), target[::patches]) if scores else single
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
+        optimiser.step()
+        seen += batch
+        log.append((out[:, :3] - target).abs().mean(0).tolist())
+        if say is not None and len(log) == 50:
+            say(f"{seen} pairs, {time.monotonic() - begin:.0f} s, errors {(np.mean(log, 0) * SCALES).round(3)}")
+            log = []
+    return net.eval()
+
+
+def _deepfocus_batch(
+    sampler: PairSampler, batch: int, edge: int, patches: int, rng: np.random.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images from -1 to 1 and negative aberrations over `SCALES`, patches of a pair in a row."""
+    import torch
+
+    augment = Augmentation()
+    images: list[Array] = []
+    target: list[Array] = []
+    while len(images) < batch:
+        size = edge if patches == 1 else 2 * edge
+        for pair in sampler.draw((size, size), 2):
+            both, truth = turn_pair(
+                np.stack([pair.under, pair.over]), pair.aberration, int(rng.integers(4)), bool(rng.random() < 0.5)
+            )
+            both = augment(both * np.float32(2 / 255) - np.float32(1), rng)
+            correction = np.asarray(-knobs_of(pair, truth) / np.array(SCALES), dtype=np.float32)
+            for _ in range(patches):
+                y, x = rng.integers(0, size - edge + 1, 2)
+                images.append(both[:, y : y + edge, x : x + edge])
+                target.append(correction)
+    return torch.from_numpy(np.stack(images)), torch.from_numpy(np.stack(target))
+
+
+SCORE_SCALES = (5.0, 3.0)
+"""What DeepScore's outputs are multiplied with."""
+
+
+def fit_deepscore(
+    sampler: PairSampler,
+    *,
+    images: int,
+    batch: int = 8,
+    learning_rate: float = 2e-3,
+    seed: int = 0,
+    say: Say | None = None,
+) -> DeepScore:
+    """Train the paper's score network for setup A on single frames: L1 distance to |wd| and |stig x| + |stig y|.
+
+    Parameters
+    ----------
+    sampler
+        Of pairs; its ranges are replaced by those of setup A.
+    images
+        How many frames to simulate; both of a pair serve, each at its own working distance.
+    batch, learning_rate, seed, say
+        As for `fit_pair_net`.
+    """
+    import torch
+
+    from mm_autofocus.networks.deepscore import EDGE, DeepScore, score_target
+
+    torch.manual_seed(seed)
+    rng = np.random.default_rng([0xD5, seed])
+    net = DeepScore()
+    for module in net.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    optimiser = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=1e-2)
+    augment = Augmentation(noise=0.1)
+    sampler.ranges = replace(setup_a_ranges(small=False), small_share=0.35, residual_px=0.0)
+    seen, log, begin = 0, [], time.monotonic()
+    scales = torch.tensor(SCORE_SCALES)
+    while seen < images:
+        _schedule(optimiser, learning_rate, seen / images, seen / (batch * 100.0))
+        frames: list[Array] = []
+        knobs: list[Array] = []
+        while len(frames) < batch:
+            for pair in sampler.draw((EDGE, EDGE), 2):
+                both = augment(np.stack([pair.under, pair.over]) * np.float32(2 / 255) - np.float32(1), rng)
+                truth = knobs_of(pair, pair.aberration)
+                for image, offset in zip(both, (-5.0, 5.0), strict=True):
+                    frames.append(image[None])
+                    knobs.append(truth + np.array([offset, 0, 0], dtype=np.float32))
+        target = score_target(torch.from_numpy(np.stack(knobs)))
+        out = net(torch.from_numpy(np.stack(frames)))
+        loss = (out - target / scales).abs().mean()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
+        optimiser.step()
+        seen += len(frames)
+        log.append(((out.detach() * scales) - target).abs().mean(0).tolist())
+        if say is not None and len(log) == 50:
+            say(f"{seen} images, {time.monotonic() - begin:.0f} s, errors {np.mean(log, 0).round(3)} (µm, a.u.)")
+            log = []
+    return net.eval()

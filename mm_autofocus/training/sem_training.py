@@ -1,0 +1,223 @@
+"""Trains, measures and saves each of the electron-image models that come along; what their cards' commands run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm_autofocus.estimators.cards import Arrays, Model, SemCard, save_card
+from mm_autofocus.training.sem_evaluation import Conditions, evaluate, score_order
+from mm_autofocus.training.sem_pairs import (
+    TEST_KINDS,
+    TEST_SEED,
+    TRAINING_KINDS,
+    TRAINING_SEED,
+    VALIDATION_SEED,
+    PairSampler,
+    render_views,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Say = Callable[[str], None]
+Views = Sequence[NDArray[np.uint8]]
+
+MINUTES: dict[Model, float] = {"spectral": 18.0, "convolutional": 18.0, "deepfocus": 11.0, "deepscore": 5.0}
+"""What the models that come along were trained for: nominal minutes, one thread of a 2.5 GHz server processor."""
+
+_SPECTRAL_CHUNK, _SPECTRAL_MINUTES, _SPECTRAL_EPOCHS = 5000, 6.0, 16
+_PAIRS_PER_MINUTE: dict[Model, float] = {"convolutional": 1500.0, "deepfocus": 420.0, "deepscore": 260.0}
+"""Simulated and learnt from in a minute of one undisturbed thread."""
+_VIEWS = 12
+_CALIBRATION_PAIRS = 300
+
+_WHAT: dict[Model, str] = {
+    "spectral": "spectral pair network: defocus and astigmatism from the log-polar spectra of two frames (ours)",
+    "convolutional": "convolutional pair network: the same from pixels, patch by patch (ours)",
+    "deepfocus": "DeepFocus, Table 2, patches of 256; trained for minutes, the paper's for 44 hours",
+    "deepscore": "DeepScore of Table 3, single images of 512; trained for minutes, the paper's far longer",
+}
+
+
+def train_model(
+    model: Model,
+    out: Path,
+    *,
+    minutes: float = 0.0,
+    seed: int = 0,
+    measure: bool = True,
+    views: Views | None = None,
+    say: Say = print,
+) -> SemCard:
+    """Train one model on simulated pairs, measure it on specimens that it has not seen, and write card and weights.
+
+    The same model, minutes and seed give the same weights on one thread of one kind of processor: ``minutes`` are
+    turned into a number of pairs, not measured.
+
+    Parameters
+    ----------
+    model
+        Which.
+    out
+        The card (.json); the weights go beside it.
+    minutes
+        Nominal; 0 for those of the model that comes along.
+    seed
+        Of everything drawn.
+    measure
+        False to leave the measurements out of the card.
+    views
+        Of training specimens; rendered when None.
+    say
+        Told about progress.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    begin = time.monotonic()
+    spent = minutes or MINUTES[model]
+    if views is None:
+        say(f"rendering {_VIEWS * len(TRAINING_KINDS)} views of training specimens")
+        views = render_views(TRAINING_KINDS, _VIEWS, TRAINING_SEED)
+    trainer = {"spectral": _spectral, "convolutional": _convolutional, "deepfocus": _deepfocus, "deepscore": _deepscore}
+    arrays, parameters, trained_on = trainer[model](views, spent, seed, say)
+    seconds = time.monotonic() - begin
+    card = SemCard(
+        model=model, what=_WHAT[model], weights=f"{out.stem}.safetensors",
+        precision="float32" if model == "spectral" else "float16", parameters=parameters,
+        trained_on=f"{trained_on}; specimens {', '.join(TRAINING_KINDS)}, seeds from {TRAINING_SEED}",
+        command=f"mm-autofocus train sem --model {model} --out {out.name} --minutes {spent:g} --seed {seed}",
+        measured={"training_seconds": round(seconds), "threads": 1},
+    )  # fmt: skip
+    save_card(out, card, arrays)
+    if measure:
+        card = measure_card(out, say=say)
+    return card
+
+
+def measure_card(path: Path, *, pairs: int = 64, say: Say = print) -> SemCard:
+    """Measure a model, adjust how sure it says it is by validation specimens, and write both into its card.
+
+    Parameters
+    ----------
+    path
+        The card.
+    pairs
+        Pairs for each condition.
+    say
+        Told about progress.
+    """
+    from mm_autofocus.estimators.cards import load_card
+
+    card = SemCard.model_validate_json(path.read_text(encoding="utf-8"))
+    _, arrays = load_card(path, card.model)
+    validation = render_views(TRAINING_KINDS, 2, VALIDATION_SEED)
+    test = render_views(TEST_KINDS, 2, TEST_SEED)
+    measured: dict[str, Any] = {k: v for k, v in card.measured.items() if k in ("training_seconds", "threads")}
+    if card.model == "deepscore":
+        measured |= {"validation": score_order(_load(path, card.model), validation, seed=1)}
+        measured |= {"unseen": score_order(_load(path, card.model), test, seed=2)}
+    else:
+        first = evaluate(_load(path, card.model), validation, pairs=pairs, seed=1)
+        card = card.model_copy(update={"parameters": _adjusted(card, first)})
+        save_card(path, card, arrays)
+        estimator = _load(path, card.model)
+        measured["validation, 20 e-/px"] = first
+        for name, conditions in measured_conditions().items():
+            measured[name] = evaluate(estimator, test, conditions, pairs=pairs, seed=2)
+            say(f"{name}: {measured[name]}")
+    card = card.model_copy(update={"measured": measured})
+    save_card(path, card, arrays)
+    return card
+
+
+def measured_conditions() -> dict[str, Conditions]:
+    """Return under which conditions pair estimators are measured on kinds of specimens that training never saw."""
+    from mm_autofocus.simulation.electron_probe import ProbeFamily
+
+    base = Conditions()
+    return {
+        "unseen, 84 e-/px": replace(base, electrons=84.0),
+        "unseen, 20 e-/px": base,
+        "unseen, 5 e-/px": replace(base, electrons=5.0),
+        "unseen, angle 20 % below the calibration": replace(base, convergence=0.8),
+        "unseen, angle 20 % above, soft probe": replace(base, convergence=1.2, softness=0.7),
+        "unseen, polygonal probe": replace(base, family=ProbeFamily.POLYGON),
+        "unseen, wave-optical probe": replace(base, family=ProbeFamily.WAVE),
+        "unseen, one 512 x 512": replace(base, shape=(512, 512)),
+    }
+
+
+def _adjusted(card: SemCard, found: dict[str, Any]) -> dict[str, Any]:
+    """Return the card's parameters with the scales of its uncertainty, from a validation run."""
+    parameters = dict(card.parameters)
+    if card.model == "deepfocus":
+        return parameters | {"errors": [found["wd_um"], found["stig_au"], found["stig_au"]]}
+    for key, name in (("scale_z", "wd_scale"), ("scale_ab", "stig_scale")):
+        parameters[key] = round(parameters.get(key, 1.0) * found[name], 3)
+    return parameters
+
+
+def _load(path: Path, model: Model) -> Any:
+    from mm_autofocus.estimators.convolutional import ConvolutionalEstimator
+    from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator
+    from mm_autofocus.estimators.deepscore_estimator import DeepScoreEstimator
+    from mm_autofocus.estimators.spectral import SpectralEstimator
+
+    loaders = {
+        "spectral": SpectralEstimator, "convolutional": ConvolutionalEstimator, "deepfocus": DeepFocusEstimator,
+        "deepscore": DeepScoreEstimator,
+    }  # fmt: skip
+    return loaders[model].load(path)  # type: ignore[attr-defined]
+
+
+Trained = tuple[Arrays, dict[str, Any], str]
+
+
+def _spectral(views: Views, minutes: float, seed: int, say: Say) -> Trained:
+    from mm_autofocus.training.sem_spectral import fit_spectral, join_sets, spectral_set
+
+    chunks = max(1, round(minutes / _SPECTRAL_MINUTES))
+    pairs = round(_SPECTRAL_CHUNK * min(1.0, minutes / _SPECTRAL_MINUTES))
+    sets = [spectral_set(PairSampler(views, 10 * seed + 1 + i), pairs=pairs, say=say) for i in range(chunks)]
+    samples = join_sets(sets)
+    net = fit_spectral(samples, epochs=_SPECTRAL_EPOCHS, seed=seed, say=say)
+    return _arrays(net), {}, f"{chunks * pairs} simulated pairs, {_SPECTRAL_EPOCHS} epochs of their spectra"
+
+
+def _convolutional(views: Views, minutes: float, seed: int, say: Say) -> Trained:
+    from mm_autofocus.training.sem_convolutional import fit_pair_net
+
+    pairs = round(_PAIRS_PER_MINUTE["convolutional"] * minutes)
+    net = fit_pair_net(PairSampler(views, 10 * seed + 5), pairs=pairs, seed=seed, say=say)
+    return _arrays(net), {}, f"{pairs} simulated pairs of 256 x 256, each seen once"
+
+
+def _deepfocus(views: Views, minutes: float, seed: int, say: Say) -> Trained:
+    from mm_autofocus.training.sem_convolutional import SCALES, fit_deepfocus
+
+    pairs = round(_PAIRS_PER_MINUTE["deepfocus"] * minutes)
+    net = fit_deepfocus(PairSampler(views, 10 * seed + 6), pairs=pairs, edge=256, seed=seed, say=say)
+    parameters = {"edge": 256, "scores": False, "scales": list(SCALES), "step_um": 10.0, "pixel_um": 0.01,
+                  "convergence_mrad": 8.7, "stigmator_um": 6.0, "stigmator_rotation_deg": 3.0}  # fmt: skip
+    trained_on = f"{pairs} simulated pairs of 256 x 256, each seen once, ±5 µm at 8.7 mrad and 10 nm (setup A)"
+    return _arrays(net), parameters, trained_on
+
+
+def _deepscore(views: Views, minutes: float, seed: int, say: Say) -> Trained:
+    from mm_autofocus.training.sem_convolutional import SCORE_SCALES, fit_deepscore
+
+    images = round(_PAIRS_PER_MINUTE["deepscore"] * minutes)
+    net = fit_deepscore(PairSampler(views, 10 * seed + 7), images=images, seed=seed, say=say)
+    return _arrays(net), {"scales": list(SCORE_SCALES)}, f"{images} simulated frames of 512 x 512 at 8.7 mrad and 10 nm"
+
+
+def _arrays(net: nn.Module) -> Arrays:
+    return {name: value.detach().contiguous().numpy().copy() for name, value in net.state_dict().items()}
