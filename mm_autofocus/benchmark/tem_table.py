@@ -88,7 +88,7 @@ def markdown(table: dict[str, Any]) -> str:
     """Return the table as Markdown; RMSE in per cent of the 1000-unit range."""
     ours, nets = table["ours"], table.get("networks")
     parts = ["# Condenser aperture alignment, on the simulated column\n", table["reduced"] + "\n"]
-    parts.append("## What issue 6 asks\n\n" + _rows(("", "paper", "must", "measured"), _asked(table)))
+    parts.append("## What was aimed at\n\n" + _rows(("", "paper", "must", "measured"), _asked(table)))
     paper2 = PAPER["table2"]
     head = ("dataset", "paper, real", "final CNN, median", "disc geometry, median", "worst split")
     body: list[tuple[str, ...]] = [
