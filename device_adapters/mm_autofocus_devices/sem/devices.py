@@ -2,7 +2,9 @@
 
 Devices with the same ``Host`` and ``Port`` are one instrument and share one connection. ``Timeout`` (of one answer) and
 ``RetryFor`` (how long a server has to come back) are in seconds; those of the first device count. The camera's exposure
-is the time of a whole frame in ms: dwell time times pixels, whatever part of the frame is scanned.
+is the time of a whole frame in ms: dwell time times pixels, whatever part of the frame is scanned. ``Dialect`` says
+what
+the server speaks, ``Options`` what that dialect needs to be told; what it cannot tell or set has no property or device.
 """
 
 from __future__ import annotations
@@ -54,6 +56,7 @@ class _SemDevice(Device):
         self.register_property(
             "Dialect", default_value="native", allowed_values=tuple(registry.DIALECTS), is_pre_init=True
         )
+        self.register_property("Options", default_value="", is_pre_init=True)
         self._attached: tuple[registry.Key, Sem] | None = None
 
     def initialize(self) -> None:
@@ -73,7 +76,7 @@ class _SemDevice(Device):
                 f"{times[1]:g} s) above 0."
             )
         key = str(self.get_property_value("Dialect")), str(self.get_property_value("Host")), port
-        sem = registry.attach(key, *times)
+        sem = registry.attach(key, *times, str(self.get_property_value("Options") or ""))
         try:
             self.connected(sem)
         except BaseException:
@@ -142,11 +145,13 @@ class SemCamera(_SemDevice, CameraDevice):
     def __init__(self) -> None:
         super().__init__()
         self._roi: Roi | None = None
+        self._timed = True
 
     def connected(self, sem: Sem) -> None:
         """Show which frames and dwell times there are."""
         described = sem.describe()
         self._roi = None
+        self._timed = "dwell_ns" not in described.missing
         self.register_property(
             "FrameSize",
             getter=type(self).get_frame_size,
@@ -154,13 +159,14 @@ class SemCamera(_SemDevice, CameraDevice):
             allowed_values=tuple(f"{width}x{height}" for width, height in described.frames),
             property_type=str,
         )
-        self.register_property(
-            "DwellTimeNs",
-            getter=type(self).get_dwell_ns,
-            setter=type(self).set_dwell_ns,
-            allowed_values=_Choices(described.dwells_ns),
-            property_type=float,
-        )
+        if self._timed:
+            self.register_property(
+                "DwellTimeNs",
+                getter=type(self).get_dwell_ns,
+                setter=type(self).set_dwell_ns,
+                allowed_values=_Choices(described.dwells_ns),
+                property_type=float,
+            )
 
     def get_frame_size(self) -> str:
         """Return the pixels of a whole frame, "1024x768"."""
@@ -182,12 +188,20 @@ class SemCamera(_SemDevice, CameraDevice):
         self.put(dwell_ns=float(value))
 
     def get_exposure(self) -> float:
-        """Return the time of a whole frame in ms; 0 before initialize()."""
-        return self.sem.state().frame_ms if self._attached else 0.0
+        """Return the time of a whole frame in ms; 0 before initialize(), and where the dialect does not tell."""
+        return self.sem.state().frame_ms if self._attached and self._timed else 0.0
 
     def set_exposure(self, exposure: float) -> None:
         """Take the dwell time that comes nearest to a frame time in ms."""
         exposure = float(exposure)
+        if not self._timed:
+            if exposure == 0.0:  # what get_exposure() says, put back
+                return
+            raise HardwareError(
+                f"{self._who()}: this SEM's dialect cannot set the frame time; set it in the instrument's program, "
+                "and leave "
+                "the exposure out."
+            )
         if not 0 < exposure < math.inf:
             raise HardwareError(f"{self._who()}: the frame time must be a number above 0, not {exposure} ms.")
         state = self.sem.state()
@@ -299,6 +313,16 @@ class _SemXYStage(_SemDevice, XYStageDevice):
     x_name, y_name = "", ""
     tolerance = 0.0
 
+    def connected(self, sem: Sem) -> None:
+        """Refuse where the dialect cannot tell or set them."""
+        if self.x_name in sem.describe().missing:
+            raise HardwareError(
+                f"Device {self._who()}: in dialect {self.get_property_value('Dialect')!r} {self.x_name} and "
+                f"{self.y_name} can "
+                "neither be told nor set. Take the device out of the configuration, or say in Options what the "
+                "dialect needs."
+            )
+
     def set_position_um(self, x: float, y: float) -> None:
         """Set both; values that the instrument does not take raise HardwareError."""
         self.put(self.tolerance, **{self.x_name: float(x), self.y_name: float(y)})
@@ -355,6 +379,10 @@ class SemColumn(_SemDevice, GenericDevice):
 
     def __init__(self) -> None:
         super().__init__()
+        self._register(())
+
+    def _register(self, missing: Sequence[str]) -> None:
+        """Show the properties that the instrument has."""
         for name, setting in self._SETTINGS:
             self.register_property(
                 name, getter=_getter(setting), setter=_setter(setting), limits=None, property_type=float
@@ -368,6 +396,9 @@ class SemColumn(_SemDevice, GenericDevice):
             limits=(0, 1),
             property_type=int,
         )
+        for name, value in (*self._SETTINGS, *self._READINGS, ("BeamBlank", "blanked")):
+            if value in missing:
+                del self._prop_controllers_[name]  # the core has no way to take a property back
 
     def get_beam_blank(self) -> int:
         """Return 1 while no electrons reach the specimen."""
@@ -379,10 +410,12 @@ class SemColumn(_SemDevice, GenericDevice):
 
     def connected(self, sem: Sem) -> None:
         """Show the limits of the settings."""
-        self.set_property_limits("PixelSizeNm", sem.describe().pixel_nm)
-        for name in ("Brightness", "Contrast"):
-            self.set_property_limits(name, (0.0, 100.0))
-        self.set_property_limits("ScanRotation", (-360.0, 360.0))
+        described = sem.describe()
+        self._register(described.missing)
+        limits = {"PixelSizeNm": described.pixel_nm, "ScanRotation": (-360.0, 360.0)}
+        limits |= dict.fromkeys(("Brightness", "Contrast"), (0.0, 100.0))
+        for name in limits.keys() & self.get_property_names():
+            self.set_property_limits(name, limits[name])
 
 
 def _getter(setting: str) -> Callable[[SemColumn], float]:

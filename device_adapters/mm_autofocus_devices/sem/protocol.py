@@ -38,6 +38,8 @@ class Description:
         (width, height) of the frames it scans.
     dwells_ns
         Times on a pixel that it knows.
+    missing
+        Names in `State` that a dialect neither tells nor sets. The native one tells all.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Description:
     xy_um: tuple[float, float]
     frames: tuple[tuple[int, int], ...]
     dwells_ns: tuple[float, ...]
+    missing: tuple[str, ...] = ()
 
     def fields(self) -> dict[str, Any]:
         """Return it as fields of a message."""
@@ -79,7 +82,10 @@ class Description:
             raise ProtocolError("the SEM's description of its ranges or frames cannot be read")
         return cls(
             message.text("name"),
-            **low_high,
+            working_distance_um=low_high["working_distance_um"],
+            stigmator=low_high["stigmator"],
+            pixel_nm=low_high["pixel_nm"],
+            xy_um=low_high["xy_um"],
             frames=tuple(zip(sides[::2], sides[1::2], strict=True)),
             dwells_ns=tuple(_reals(message, "dwells_ns")),
         )

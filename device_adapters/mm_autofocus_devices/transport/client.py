@@ -120,6 +120,11 @@ class Client:
         """True while a connection is open, as far as this end knows."""
         return self._socket is not None
 
+    def alive(self) -> bool:
+        """Look whether the connection is open and silent, as it must be between requests."""
+        with self._lock:
+            return self._socket is not None and not self._stale()
+
     @property
     def reconnects(self) -> int:
         """How many connections were made after the first."""
