@@ -23,6 +23,7 @@ from mm_autofocus.plugins import Plugins, caller
 from mm_autofocus.recovery import recover
 from mm_autofocus.request import Event, FocusRequest, Key, Prior
 from mm_autofocus.result import FocusResult, Status
+from mm_autofocus.results import ResultLog
 from mm_autofocus.run import FocusRun, start_values
 from mm_autofocus.settings import Settings
 from mm_autofocus.strategies.cascade import Cascade
@@ -96,7 +97,7 @@ class Autofocus:
         self.plugins.add(Cascade(self.settings, self.strategies), "cascade")
         self.hook = self.plugins.manager.hook
         self.ledger = Ledger(self.settings.stack.focal_plane, self.settings.stack.channel_offsets)
-        self.results: list[FocusResult] = []
+        self.results = ResultLog()
         self.resume = threading.Event()
         """Set it to go on after the failure policy has paused."""
         self.paused = threading.Event()
@@ -430,6 +431,7 @@ class Autofocus:
         lost = [name for name, value in ends.items() if not self.move(name, value)]
         if lost:
             reason = f"the focus that was found cannot be gone to: {', '.join(f'{n} = {ends[n]:g}' for n in lost)}"
+            reason = f"{result.reason}; {reason}" if result.reason else reason
             back = {name: result.start.get(name, 0.0) for name in ends}
             return result.model_copy(update={"status": Status.FAILED, "reason": reason, "end": back})
         if result.ok and result.confidence < self.settings.min_confidence:

@@ -19,7 +19,8 @@ class Key(NamedTuple):
     grid: Hashable
 
 
-_WELL = re.compile(r"^([A-P]{1,2}\d{1,2})(?![0-9])")
+_WELL = re.compile(r"^((?:A[A-F]|[A-Z])\d{1,2})(?![0-9])")
+"""A1 to AF48: the wells of plates up to 1536."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ from mm_autofocus.errors import FocusError, SettingsError
 from mm_autofocus.hookspecs import hookimpl
 from mm_autofocus.request import Event, FocusRequest
 from mm_autofocus.result import FocusResult
+from mm_autofocus.results import ResultLog
 from mm_autofocus.settings import Settings
 from mm_autofocus.strategy import Frame, Image
 
@@ -61,7 +62,7 @@ class Recorder:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.recorder
-        self.results: list[FocusResult] = []
+        self.results = ResultLog()
         self.path: Path | None = None
         self._clear()
 
@@ -97,7 +98,7 @@ class Recorder:
         SettingsError
             When the folder cannot be written to.
         """
-        self.results = []
+        self.results = ResultLog()
         self.path = None
         self._clear()
         if not self._settings.folder:

@@ -220,7 +220,7 @@ def stack_recordings(data: Path, measure: str = "laplacian_of_gaussian", guide: 
         order = np.argsort(z)
         z, planes = z[order], planes[order]
         frame_at = _stack_frames(z, planes)
-        focus, fwhm = _peak_of_stack(z, planes, measure)
+        focus, fwhm = peak_of_stack(z, planes, measure)
         recordings.append(
             Recording(
                 name.removesuffix(".tif"),
@@ -249,7 +249,7 @@ def _stack_frames(z: Array, planes: FloatImage) -> FrameAt:
     return frame_at
 
 
-def _peak_of_stack(z: Array, planes: FloatImage, measure: str) -> tuple[float, float]:
+def peak_of_stack(z: Array, planes: FloatImage, measure: str) -> tuple[float, float]:
     """Position and FWHM of the measure's peak, µm, read off the planes (log parabola, linear half maximum)."""
     scores = np.array([get_measure(measure)(plane) for plane in planes])
     best = int(scores.argmax())

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mm_autofocus.cli import app_laser, app_sem, app_sem_training, app_serve, app_tem, app_tem_devices
+from mm_autofocus.cli import app_bench, app_laser, app_sem, app_sem_training, app_serve, app_tem, app_tem_devices
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 
@@ -234,3 +234,4 @@ app_sem_training.register(groups)
 app_serve.register(groups)
 app_tem.register(groups)
 app_tem_devices.register(groups)
+app_bench.register(groups)

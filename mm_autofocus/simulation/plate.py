@@ -11,7 +11,8 @@ from types import MappingProxyType
 
 import numpy as np
 
-_ROWS = "ABCDEFGHIJKLMNOP"
+_ROWS = (*"ABCDEFGHIJKLMNOPQRSTUVWXYZ", "AA", "AB", "AC", "AD", "AE", "AF")
+"""Names of the rows of a 1536-well plate; smaller plates use the first of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +32,10 @@ PLATE_FORMATS = MappingProxyType(
         "24": PlateFormat(4, 6, 19_300.0, 15_600.0),
         "96": PlateFormat(8, 12, 9_000.0, 6_400.0),
         "384": PlateFormat(16, 24, 4_500.0, 3_400.0, round_wells=False),
+        "1536": PlateFormat(32, 48, 2_250.0, 1_500.0, round_wells=False),
     }
 )
-"""Plates by their number of wells (ANSI/SLAS 4-2004 spacing for 96 and 384)."""
+"""Plates by their number of wells (ANSI/SLAS 4-2004 spacing for 96, 384 and 1536)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +75,7 @@ class Plate:
     Parameters
     ----------
     wells
-        Number of wells: "6", "24", "96" or "384".
+        Number of wells: "6", "24", "96", "384" or "1536".
     height_span_um
         Highest minus lowest focal plane over all wells at time 0, µm (250 is ±125).
     height_um
@@ -141,7 +143,8 @@ class Plate:
 
     def _indices(self, name: str) -> tuple[int, int]:
         text = name.strip().upper()
-        row, column = _ROWS.find(text[:1]), text[1:]
+        letters = text.rstrip("0123456789")
+        row, column = (_ROWS.index(letters) if letters in _ROWS else -1), text[len(letters) :]
         if not text or row not in range(self.format.rows) or not column.isdecimal():
             known = False
         else:

@@ -105,4 +105,7 @@ def test_drift_refuses_impossible_times(when):
 
 
 def test_every_format_has_its_wells():
-    assert {name: f.rows * f.columns for name, f in PLATE_FORMATS.items()} == {"6": 6, "24": 24, "96": 96, "384": 384}
+    wells = {name: f.rows * f.columns for name, f in PLATE_FORMATS.items()}
+    assert wells == {"6": 6, "24": 24, "96": 96, "384": 384, "1536": 1536}
+    assert Plate("1536").well_names()[-1] == "AF48"
+    assert Plate("1536").well_centre("AB3") == (2 * 2250.0, -27 * 2250.0)

@@ -94,7 +94,7 @@ class PlateCamera(_PlateDevice, CameraDevice):
         ):
             self.register_property(name, default_value=default, is_pre_init=True)
         for name, chosen, allowed in (
-            ("Wells", defaults.wells, ("6", "24", "96", "384")),
+            ("Wells", defaults.wells, ("6", "24", "96", "384", "1536")),
             ("Specimen", defaults.specimen, ("fluorescence", "stained", "beads")),
         ):
             self.register_property(name, default_value=chosen, allowed_values=allowed, is_pre_init=True)

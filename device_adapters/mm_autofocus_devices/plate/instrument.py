@@ -303,6 +303,11 @@ class PlateInstrument:
         with self._lock:
             self._roi = value
 
+    def forget_exposures(self) -> None:
+        """Drop the truth about the images so far: a long run that is not scored need not keep it."""
+        with self._lock:
+            self._exposures.clear()
+
     def snap(self) -> NDArray[np.uint16]:
         """Expose and read one image; dark unless the shutter is open.
 

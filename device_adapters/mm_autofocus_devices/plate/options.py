@@ -22,8 +22,8 @@ class PlateOptions:
     seed
         Fixes plate, specimen, drift and noise.
     wells, blank_wells, specimen
-        Number of wells ("6", "24", "96", "384"), those without specimen, and what grows in the others ("fluorescence",
-        "stained", "beads").
+        Number of wells ("6", "24", "96", "384", "1536"), those without specimen, and what grows in the others
+        ("fluorescence", "stained", "beads").
     height_span_um, height_um
         Highest minus lowest focal plane over the plate, and its middle.
     drift_um_per_h

@@ -97,6 +97,11 @@ class RecordedStack:
         return cls(planes, z, noise=noise)
 
     @property
+    def planes(self) -> NDArray[Any]:
+        """The recorded planes in the order of ``z_um``, shape (planes, height, width)."""
+        return self._planes
+
+    @property
     def shape(self) -> tuple[int, int]:
         """(height, width) of the images."""
         return int(self._planes.shape[1]), int(self._planes.shape[2])

@@ -1,0 +1,77 @@
+"""``mm-autofocus bench all``: the bench of every instrument, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from subprocess import DEVNULL, run
+from typing import Any
+
+from mm_autofocus.benchmark.page import write_page
+from mm_autofocus.cli.acquire import writable_folder
+from mm_autofocus.cli.bench_tables import machine
+from mm_autofocus.cli.groups import Groups
+from mm_autofocus.errors import SettingsError
+from mm_autofocus.report.data import Section, installed_versions
+
+BENCHES = ("light", "laser", "sem", "tem")
+"""The benches that compare methods on an instrument."""
+
+
+def bench_all(
+    groups: Groups, *, out: Path, quick: bool = False, only: str = "", say: Callable[[str], None] = print
+) -> dict[str, Any]:
+    """Run them; one that fails does not keep the others from running.
+
+    Parameters
+    ----------
+    groups
+        Says which of `BENCHES` are there.
+    out
+        Folder; each writes into a folder below, and bench.json, bench.md and index.html hold what all came to.
+    quick
+        Pass ``--quick`` on.
+    only
+        Names, with commas; empty for all.
+    say
+        Told what goes on.
+
+    Raises
+    ------
+    SettingsError
+        When the folder cannot be written to, or ``only`` names none.
+    """
+    there = [str(command.name) for command in groups.bench.registered_commands if command.name in BENCHES]
+    wanted = [name.strip() for name in only.split(",") if name.strip()] or there
+    if unknown := sorted(set(wanted) - set(there)):
+        raise SettingsError(f"--only names {', '.join(unknown)}; there are: {', '.join(there)}")
+    out = writable_folder(out)
+    benches: list[dict[str, Any]] = []
+    for name in wanted:
+        command = ["bench", name, "--out", str(out / name), *(["--quick"] if quick else [])]
+        say("mm-autofocus " + " ".join(command))
+        began = time.perf_counter()
+        code = "import sys; from mm_autofocus.cli import main; sys.argv[0] = 'mm-autofocus'; main()"
+        ended = run([sys.executable, "-c", code, *command, "--json"], stdout=DEVNULL, check=False)
+        seconds = time.perf_counter() - began
+        say(f"{name}: exit code {ended.returncode} after {seconds:.0f} s")
+        benches.append(
+            {"bench": name, "command": " ".join(["mm-autofocus", *command]), "exit_code": ended.returncode,
+             "seconds": round(seconds, 1), "tables": [str(p) for p in sorted((out / name).glob("*.md"))]}
+        )  # fmt: skip
+    outcome = {"machine": machine(), "quick": quick, "versions": installed_versions(), "benches": benches}
+    (out / "bench.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+    parts = [f"# bench\n\n{machine()}.\n"]
+    parts += [Path(path).read_text(encoding="utf-8") for bench in benches for path in bench["tables"]]
+    (out / "bench.md").write_text("\n".join(parts), encoding="utf-8")
+    rows = [[b["bench"], b["command"], str(b["exit_code"]), f"{b['seconds']:.0f} s"] for b in benches]
+    links = [", ".join(p.name for p in sorted((out / b["bench"]).glob("*.html"))) for b in benches]
+    section = Section(
+        name="benches", title="What was run", header=["bench", "command", "exit code", "time", "page, in its folder"],
+        rows=[[*row, link] for row, link in zip(rows, links, strict=True)],
+    )  # fmt: skip
+    write_page(out / "index.html", "bench all", machine(), installed_versions(), [section])
+    return outcome
