@@ -13,7 +13,7 @@ demo: $(READY)
 	$(BIN)/mm-autofocus demo plate $(ARGS)
 
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 test-all: $(READY)
 	$(BIN)/python -m pytest -m "slow or not slow" $(ARGS)
@@ -27,11 +27,13 @@ types: $(READY)
 bench: $(READY)
 	$(BIN)/mm-autofocus demo plate --wells 96 --out bench_output/plate
 	$(BIN)/mm-autofocus bench overhead --events 400 --out bench_output
-	$(BIN)/mm-autofocus bench laser --out bench_output/laser
 	$(BIN)/mm-autofocus bench curves --out bench_output
+	$(BIN)/mm-autofocus bench all --out bench_output
 
 bench-quick: $(READY)
 	$(BIN)/mm-autofocus bench overhead --events 60 --repeats 2 --out bench_output
+	$(BIN)/mm-autofocus bench light --quick --fresh --data none --out bench_output/light \
+		--baseline mm_autofocus/benchmark/light_quick.json
 
 clean:
 	rm -rf $(VENV) demo_output bench_output dist

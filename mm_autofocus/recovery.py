@@ -60,6 +60,7 @@ def recover(autofocus: Autofocus, request: FocusRequest, result: FocusResult, *,
                 _stay(autofocus, request)
                 return result, None, _ending(request, result)
             case "pause":
+                _stay(autofocus, request)  # whoever comes to look, or ends it here, finds the instrument as it was
                 try:
                     _pause(autofocus, request, result)
                 except CancelledError as error:
@@ -87,7 +88,8 @@ def widened(request: FocusRequest, result: FocusResult, factor: float) -> Limits
 
 
 def _again(autofocus: Autofocus, request: FocusRequest, before: FocusResult, window: Limits | None) -> FocusResult:
-    """Run once more; the result counts what both runs cost."""
+    """Run once more from the start; the result counts what both runs cost."""
+    _stay(autofocus, request)  # an unsure run stays where it ended, which is not what a second one has to put back
     request = replace(request, window=window, attempt=len(before.action))
     if window is not None:
         request = replace(request, prior=None)

@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 MAX_REFUSALS = 3
 """A strategy that keeps asking for what was refused is stopped after this many refusals."""
 
+MOST_NOISE = 0.5
+"""However noisy a strategy says that its scores are, an end with less than half the start's score is worse."""
+
 OnFrame = Callable[[FocusRequest, Frame, str], None]
 
 
@@ -297,7 +300,8 @@ class FocusRun:
         frame = self._take({name: target[name] for name in target.keys() & touched}, "verify")
         after = self._score(frame)
         self._samples[-1] = self._samples[-1].model_copy(update={"score": _finite(after)})
-        tolerance = max(self._verify.tolerance, 2.0 * _positive(verdict.details.get("score_noise")))
+        noise = min(2.0 * _positive(verdict.details.get("score_noise")), MOST_NOISE)
+        tolerance = max(self._verify.tolerance, noise)
         if after >= before - tolerance * abs(before):
             return self._go(status, target, verdict, target, reason=verdict.reason, score=after, start_score=before)
         knob = self._request.knob

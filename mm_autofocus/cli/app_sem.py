@@ -39,7 +39,7 @@ def register(groups: Groups) -> None:
         positions: Annotated[int, typer.Option(help="Positions, on a grid.", min=1, max=400)] = 9,
         specimen: Annotated[str, typer.Option(help="tissue, tin, grid, particles, wing, fabric ...")] = "tissue",
         setup: Annotated[Setup, typer.Option(help="Instrument A (Merlin-like) or B (UltraPlus-like).")] = Setup.A,
-        strategy: Annotated[str, typer.Option(help="Name of the strategy.")] = "phase_diversity",
+        strategy: Annotated[str, typer.Option(help="Name of the strategy.")] = "phase-diversity",
         engine: Annotated[Engine, typer.Option(help="What runs the acquisition.")] = Engine.PYCROMANAGER,
         settings: Annotated[Path | None, typer.Option(help="An autofocus.toml in place of the demo's.")] = None,
         dwell: Annotated[float, typer.Option(help="Dwell time, ns (50 to 800).", min=50, max=800)] = 50.0,

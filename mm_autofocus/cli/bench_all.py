@@ -17,7 +17,7 @@ from mm_autofocus.cli.groups import Groups
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.report.data import Section, installed_versions
 
-BENCHES = ("light", "laser", "sem", "tem")
+BENCHES = ("light", "laser", "sem", "sem-scores", "tem")
 """The benches that compare methods on an instrument."""
 
 

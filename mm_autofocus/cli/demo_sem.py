@@ -143,7 +143,7 @@ class SemDemo:
     positions: int = 9
     specimen: str = "tissue"
     setup: str = "A"
-    strategy: str = "phase_diversity"
+    strategy: str = "phase-diversity"
     engine: str = "pycromanager"
     settings: Path | None = None
     dwell_ns: float = 50.0
@@ -243,9 +243,9 @@ class SemDemo:
             sections = data.setdefault("strategies", {})
             if self.setup == "B":  # what calibrating this instrument once has found; the defaults are setup A's
                 known = column.calibration()
-                sections["phase_diversity"] = {
+                sections["phase-diversity"] = {
                     "convergence_mrad": known.convergence_mrad, "stigmator_um": known.stigmator_um,
-                    "stigmator_rotation_deg": known.stigmator_rotation_deg, **sections.get("phase_diversity", {}),
+                    "stigmator_rotation_deg": known.stigmator_rotation_deg, **sections.get("phase-diversity", {}),
                 }  # fmt: skip
         data["recorder"] = {**data.get("recorder", {}), "folder": str(self.out)}
         return Settings.parse(data)

@@ -390,7 +390,7 @@ class Microscope:
             for name, value in state.knobs.items():
                 knob = self.knobs[name]
                 try:
-                    if abs(knob.get() - value) > 1e-3:
+                    if abs(knob.get() - value) > min(1e-3, 0.1 * knob.tolerance):  # a lens counts in fractions
                         knob.set(knob.limits.clip(value))
                 except BaseException as error:
                     problems.append(f"{name} to {value:g} {knob.unit}: {error or type(error).__name__}")

@@ -130,7 +130,8 @@ class ApertureCare:
             logger.warning("the drift of the beam could not be measured: %s", error)
             return False
         if self._reference is None:
-            self._reference = disc
+            if disc.beam.usable:  # compared with a frame without a beam nothing would ever have drifted
+                self._reference = disc
             return False
         self.drift = drift_measure(self._reference, disc, image.shape[1])
         if self.drift > self.settings.threshold:

@@ -168,7 +168,7 @@ class ColumnKnobs:
         Raises
         ------
         HardwareError
-            When the working distance did not make at least half the step.
+            When the working distance did not make at least half the step, or both frames are one and the same.
         """
         under, over = (one, other) if one.knobs[0] <= other.knobs[0] else (other, one)
         made = float(over.knobs[0] - under.knobs[0])
@@ -176,6 +176,11 @@ class ColumnKnobs:
             raise HardwareError(
                 f"{self.names[0]!r} made {made:.3g} of the {step_um:.3g} µm between two frames (it stands at "
                 f"{over.knobs[0]:.6g}); the instrument clamps or ignores it: widen its range, or the limits"
+            )
+        if not flat(one.image) and np.array_equal(one.image, other.image):  # no two frames have the same noise
+            raise HardwareError(
+                f"the same frame came twice, from working distances {made:.3g} µm apart: the camera delivers old "
+                "images. Check that it scans"
             )
         if abs(one.pixel_um - other.pixel_um) > 0.01 * one.pixel_um:
             raise HardwareError(

@@ -122,7 +122,7 @@ class DefocusPair:
         See `DefocusPairSettings`; None for the defaults.
     """
 
-    name: ClassVar[str] = "defocus_pair"
+    name: ClassVar[str] = "defocus-pair"
     Settings: ClassVar[type[StrategySettings]] = DefocusPairSettings
 
     def __init__(self, settings: DefocusPairSettings | None = None) -> None:
@@ -155,7 +155,7 @@ class _Run:
         pixel = settings.pixel_nm or (request.pixel_um or 0.0) * 1e3
         if not pixel > 0:
             raise StrategyError(
-                "the Thon rings need the size of a pixel: set [strategies.defocus_pair] pixel_nm, or calibrate the "
+                "the Thon rings need the size of a pixel: set [strategies.defocus-pair] pixel_nm, or calibrate the "
                 "pixel size in the configuration"
             )
         self._optics = TransferOptics(
@@ -271,7 +271,7 @@ class _Run:
             if abs(made) < self._s.kick / 2 or kicked.significance < self._s.min_significance / 2:
                 raise _Stop(
                     Status.NO_SIGNAL,
-                    f"the rings are lost when {name} is turned by {made:g}; set [strategies.defocus_pair] response, or "
+                    f"the rings are lost when {name} is turned by {made:g}; set [strategies.defocus-pair] response, or "
                     "a smaller kick",
                 )
             columns.append((kicked.state.astigmatism - base) / made)

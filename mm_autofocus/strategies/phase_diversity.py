@@ -125,7 +125,7 @@ class PhaseDiversity:
         When the estimator's model cannot be used.
     """
 
-    name: ClassVar[str] = "phase_diversity"
+    name: ClassVar[str] = "phase-diversity"
     Settings: ClassVar[type[StrategySettings]] = PhaseDiversitySettings
 
     def __init__(self, settings: PhaseDiversitySettings | None = None, estimator: PairEstimator | None = None) -> None:

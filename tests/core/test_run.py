@@ -52,6 +52,14 @@ def test_it_never_ends_worse_than_it_began() -> None:
     assert "less sharp" in result.reason
 
 
+def test_no_noise_that_a_strategy_claims_excuses_an_end_that_is_far_worse() -> None:
+    core = FakeCore(focus=0.0)
+    liar = Scripted([Look({"z": 0.0}), Look({"z": 9.0})], Verdict({"z": 9.0}, 0.99, details={"score_noise": 0.5}))
+    result = run(core, liar)
+    assert result.status is Status.LOW_CONFIDENCE
+    assert core.z == 0.0
+
+
 def test_the_start_is_imaged_when_the_strategy_did_not() -> None:
     core = FakeCore(focus=9.0)
     blind = Scripted([Look({"z": 5.0})], Verdict({"z": 9.0}, 0.9))

@@ -140,6 +140,13 @@ def test_a_working_distance_that_does_not_move_at_all_is_an_error():
         column.focus(strategy(), column.request((12.0, 1.0, 0.0)))
 
 
+def test_a_camera_that_delivers_the_same_frame_again_is_an_error():
+    first = []
+    column = CodedColumn(change=lambda image, n: (first.append(image), first[0])[1])
+    with pytest.raises(HardwareError, match="delivers old images"):
+        column.focus(strategy(), column.request((5.0, 0.0, 0.0)))
+
+
 def test_a_stigmator_that_the_instrument_clamps_is_at_limit():
     column = CodedColumn(clamps={"stig_x": (3.0, 30.0)})
     verdict = column.focus(strategy(), column.request((4.0, 5.0, 1.0)))
@@ -393,7 +400,7 @@ def test_column_care_carries_the_calibration_from_run_to_run():
     wrong = strategy(convergence_mrad=8.7 * 1.2, stigmator_um=5.0)
 
     class Orchestrator:
-        strategies = {"phase_diversity": wrong}  # noqa: RUF012
+        strategies = {"phase-diversity": wrong}  # noqa: RUF012
 
     care = ColumnCare()
     care.mmaf_start(Orchestrator())
@@ -405,7 +412,7 @@ def test_column_care_carries_the_calibration_from_run_to_run():
         frames.append(len(column.looks))
 
         class Result:
-            strategy, ok, details = "phase_diversity", verdict.status.ok, verdict.details
+            strategy, ok, details = "phase-diversity", verdict.status.ok, verdict.details
 
         care.mmaf_focused(Result())
     assert wrong.calibration.convergence_mrad == pytest.approx(8.7, rel=0.08)

@@ -300,6 +300,33 @@ def test_a_lens_that_was_left_elsewhere_for_long_is_at_rest_there() -> None:
         assert eventually(lambda: set_by_hand.get("c1") == 1.1)
 
 
+def test_a_lens_that_stood_elsewhere_only_while_its_client_was_away_is_not_at_rest_there() -> None:
+    wobbled = column()
+    with TemServer(wobbled, speed=200.0, grace_s=0.3) as server:  # a grace of a minute, on the instrument's clock
+        client = TemClient(port=server.port)
+        client.set(c1=1.03)
+        client.close()
+        assert eventually(lambda: wobbled.get("c1") == 1.0)
+
+
+def test_another_instrument_at_the_same_port_may_count_its_images_anew(caplog: pytest.LogCaptureFixture) -> None:
+    with TemServer(column(), speed=0) as server:
+        client = TemClient(port=server.port, timeout_s=2.0)
+        numbers = [client.image().number for _ in range(3)]
+    with TemServer(column(), port=server.port, speed=0), caplog.at_level(logging.WARNING):
+        assert client.get("c1") == 1.0
+        again = [client.image().number for _ in range(2)]
+        client.close()
+    assert (numbers, again) == ([1, 2, 3], [1, 2])
+    assert "was restarted" in caplog.text
+
+
+def test_the_exposure_is_asked_for_since_another_program_may_change_it(bench: Bench) -> None:
+    bench.core.setExposure(100.0)
+    bench.column.exposure_s = 0.25
+    assert bench.core.getExposure() == pytest.approx(250.0)
+
+
 @pytest.mark.parametrize(
     "kind", [FaultKind.CLOSE_BEFORE, FaultKind.CLOSE_AFTER, FaultKind.CLOSE_MID_FRAME, FaultKind.GARBAGE]
 )

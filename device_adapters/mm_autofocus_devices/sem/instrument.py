@@ -87,7 +87,8 @@ class SemClient:
         HardwareError
             The server cannot be reached, or does not answer as an SEM.
         """
-        return Description.of(self.client.request("describe", idempotent=True))
+        with self._lock:  # always before the client's own: a restart makes the client ask for our settings
+            return Description.of(self.client.request("describe", idempotent=True))
 
     def state(self) -> State:
         """Return where everything stands; raises what `describe` raises."""

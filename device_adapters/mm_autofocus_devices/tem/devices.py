@@ -112,6 +112,8 @@ class TemCamera(_TemDevice, CameraDevice):
 
     def get_exposure(self) -> float:
         """Return the exposure in ms."""
+        if self._client is not None:  # asked, for another program may have changed it
+            self._exposure_ms = self.tem.get("exposure_ms")
         return self._exposure_ms or 0.0
 
     def set_exposure(self, exposure: float) -> None:

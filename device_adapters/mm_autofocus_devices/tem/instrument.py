@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,8 @@ from mm_autofocus.errors import HardwareError
 from mm_autofocus_devices.tem.protocol import CONTROLS, DEFAULT_PORT, VERSION, Ask, Capture
 from mm_autofocus_devices.transport import Client, Message, ProtocolError
 from mm_autofocus_devices.transport.message import Value
+
+logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
 
@@ -47,7 +50,7 @@ class TemClient:
 
     def __init__(self, host: str = "127.0.0.1", port: int = DEFAULT_PORT, *, timeout_s: float = TIMEOUT_S) -> None:
         self.host, self.port = host, port
-        self._client = Client(host, port, timeout_s=timeout_s)
+        self._client = Client(host, port, timeout_s=timeout_s, on_restart=self._restarted)
         self._lock = threading.RLock()
         self._shape: tuple[int, int] | None = None
         self._last = 0
@@ -69,6 +72,14 @@ class TemClient:
     def close(self) -> None:
         """Close the connection; the next request opens another."""
         self._client.close()
+
+    def _restarted(self) -> None:
+        """Begin to count images anew; no lock, since the client that calls this holds its own."""
+        logger.warning(
+            "the TEM server at %s was restarted: it counts images anew, and what was set there may be lost",
+            self._client.address,
+        )
+        self._last, self._shape = 0, None
 
     def _ask(self, ask: Ask, *, idempotent: bool = False, extra_s: float = 0.0, **fields: Value) -> Message:
         return self._client.request(ask.value, payload=b"", idempotent=idempotent, extra_s=extra_s, **fields)

@@ -111,6 +111,9 @@ class TemServer:
 
     # ------------------------------------------------------------------ a client is lost
     def _left(self, left: int) -> None:
+        with self._lock:  # now: a lens that only stands until the grace is over has not been left there for long
+            self._pass_time()
+            self._note_rest()
         if left == 0:
             timer = threading.Timer(self.grace_s, self._to_rest)
             timer.daemon = True
@@ -122,7 +125,6 @@ class TemServer:
             if self._server.clients:
                 return
             self._pass_time()
-            self._note_rest()
             for name, value in self._rest.items():
                 now = float(self.column.get(name))
                 if now != value:
