@@ -68,10 +68,10 @@ def on_datasets(sets: dict[str, Recorded], splits: int = 20) -> dict[str, Any]:
     table3: dict[str, float] = {}
     figure11 = {}
     for name in ("14", "6"):
-        errors = _known(_predict(response, sets[name].vectors) - sets[name].shifts)
-        table3[name] = round(percent(errors), 3)
-        table3[f"{name} centred"] = round(percent(errors - errors.mean(0)), 3)
-        figure11[name] = {"shifts": np.round(sets[name].shifts, 2).tolist(), "errors": np.round(errors, 2).tolist()}
+        left = _known(_predict(response, sets[name].vectors) - sets[name].shifts)
+        table3[name] = round(percent(left), 3)
+        table3[f"{name} centred"] = round(percent(left - left.mean(0)), 3)
+        figure11[name] = {"shifts": np.round(sets[name].shifts, 2).tolist(), "errors": np.round(left, 2).tolist()}
     return {
         "table2": {name: round(float(np.median(each)), 3) for name, each in table2.items()},
         "table2_worst": {name: round(float(np.max(each)), 3) for name, each in table2.items()},

@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from mm_autofocus.cli import app_bench, app_laser, app_sem, app_sem_training, app_serve, app_tem, app_tem_devices
+from mm_autofocus.cli import (
+    app_bench,
+    app_laser,
+    app_score,
+    app_sem,
+    app_sem_training,
+    app_serve,
+    app_tem,
+    app_tem_devices,
+)
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 
@@ -229,6 +238,7 @@ def bench_overhead(
 
 
 app_laser.register(groups)
+app_score.register(groups)
 app_sem.register(groups)
 app_sem_training.register(groups)
 app_serve.register(groups)

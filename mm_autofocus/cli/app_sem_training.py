@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +28,36 @@ class Method(StrEnum):
 
     CALIBRATION = "calibration"
     DEEPFOCUS = "deepfocus"
+
+
+@contextmanager
+def _without_tracebacks() -> Iterator[None]:
+    """Keep the core from logging a traceback for each device that has no server; the error says it once."""
+    import logging
+
+    logger = logging.getLogger("pymmcore_plus")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _bar() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]:
+    """Show a progress bar on standard error; yield what to tell it in words and in numbers."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task("recalibrating", total=None)
+        yield (
+            lambda text: progress.console.print(text, highlight=False, markup=False, soft_wrap=True),
+            lambda done, of: progress.update(task, completed=done, total=of),
+        )
 
 
 def register(groups: Groups) -> None:
@@ -61,6 +93,8 @@ def register(groups: Groups) -> None:
         out: Annotated[Path, typer.Option(help="Calibration (.toml) or, for deepfocus, the new card (.json).")],
         method: Annotated[Method, typer.Option(help="Ours, or the paper's fine-tuning.")] = Method.CALIBRATION,
         base: Annotated[str, typer.Option(help="Card to begin with; empty for the one that comes along.")] = "",
+        z_step: Annotated[float, typer.Option(help="Steps of the working distance, µm (calibration).", min=0.5)] = 6.0,
+        stig_step: Annotated[float, typer.Option(help="Steps of the stigmators, a.u. (calibration).", min=0.01)] = 2.0,
         locations: Annotated[int, typer.Option(help="Places (deepfocus).", min=1)] = 10,
         aberrations: Annotated[int, typer.Option(help="Aberrations at each place (deepfocus).", min=1)] = 10,
         spacing: Annotated[float, typer.Option(help="Distance of the places, µm.", min=1)] = 100.0,
@@ -69,26 +103,28 @@ def register(groups: Groups) -> None:
         adapters: Annotated[str, typer.Option(help="Folder of Micro-Manager's device adapters.")] = "",
         as_json: Json = False,
     ) -> None:
-        """Adapt to another column: its calibration from ten frames, or the paper's fine-tuning from labelled pairs."""
+        """Adapt to another column: its calibration from 14 frames, or the paper's fine-tuning from labelled pairs."""
         with errors(as_json):
             from mm_autofocus.cli.run_plan import load_core
-            from mm_autofocus.cli.sem_training import recalibrate
+            from mm_autofocus.cli.sem_recalibrate import recalibrate, summary
             from mm_autofocus.settings import Settings
 
-            core = load_core(config, adapters)
+            loaded = Settings.load(settings)
+            with _without_tracebacks():
+                core = load_core(config, adapters)
             try:
-                outcome = recalibrate(
-                    core, Settings.load(settings), out, method=method.value, base=base, locations=locations,
-                    aberrations=aberrations, spacing_um=spacing, steps=steps, seed=seed,
-                    say=lambda text: typer.echo(text, err=True),
-                )  # fmt: skip
+                with _bar() as (say, tick):
+                    outcome = recalibrate(
+                        core, loaded, out, method=method.value, base=base, z_step_um=z_step, stig_step=stig_step,
+                        locations=locations, aberrations=aberrations, spacing_um=spacing, steps=steps, seed=seed,
+                        say=say, tick=tick,
+                    )  # fmt: skip
             finally:
                 core.unloadAllDevices()
             if as_json:
                 print_json(outcome)
             else:
-                for key, value in outcome.items():
-                    typer.echo(f"{key}: {value}")
+                typer.echo(summary(outcome))
 
     @groups.app.command("models")
     def models_command(

@@ -48,7 +48,7 @@ def register(groups: Groups) -> None:
         speed: Annotated[float, typer.Option(help="0: never wait; 1: frames take their real time.", min=0)] = 0.0,
         drift: Annotated[float, typer.Option(help="Drift of focus, µm/min.", min=0)] = 0.0,
         charging: Annotated[float, typer.Option(help="0 to 1.", min=0, max=1)] = 0.0,
-        blank_fraction: Annotated[float, typer.Option(help="Share of blank resin.", min=0, max=1)] = 0.0,
+        blank_fraction: Annotated[float, typer.Option(help="Share of blank resin.", min=0, max=0.6)] = 0.0,
         as_json: Json = False,
     ) -> None:
         """Serve a simulated scanning electron microscope until Ctrl-C."""

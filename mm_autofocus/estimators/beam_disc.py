@@ -184,11 +184,11 @@ def _ceiling(image: Image) -> float | None:
         return None
     highest = int(np.asarray(image).max())
     if dtype.itemsize == 1:
-        return float(np.iinfo(dtype).max)
+        return float(np.iinfo(dtype.str).max)
     for bits in (10, 12, 14, 16):
         if highest == 2**bits - 1:
             return float(highest)
-    return float(np.iinfo(dtype).max)
+    return float(np.iinfo(dtype.str).max)
 
 
 def _noise(frame: NDArray[np.float32], smooth: NDArray[np.float32], median: float) -> float:
@@ -244,8 +244,9 @@ def _outline(mask: NDArray[np.bool_]) -> Array:
     rows = np.nonzero(mask.any(1))[0]
     width = mask.shape[1]
     first, last = mask.argmax(1)[rows], width - 1 - mask[:, ::-1].argmax(1)[rows]
-    points = np.concatenate([np.c_[first - 0.5, rows], np.c_[last + 0.5, rows]])
-    return points[(points[:, 0] > 1.5) & (points[:, 0] < width - 2.5)]
+    points: Array = np.concatenate([np.c_[first - 0.5, rows], np.c_[last + 0.5, rows]])
+    inside: Array = points[(points[:, 0] > 1.5) & (points[:, 0] < width - 2.5)]
+    return inside
 
 
 # ---------------------------------------------------------------------- circle
@@ -283,12 +284,13 @@ def _refined(
 ) -> tuple[Array, Array, float, float, Array] | None:
     """Read the edge along rays and fit the circle, twice; the second time from the first one's answer."""
     height, width = smooth.shape
-    angles = np.arange(RAYS) * (2 * math.pi / RAYS)
+    angles: Array = np.arange(RAYS) * (2 * math.pi / RAYS)
     result = None
     for _ in range(2):
         if radius > 400:  # a long arc: rays only towards the frame
             middle = math.atan2(height / 2 - y, width / 2 - x)
-            angles = middle + np.linspace(-0.5, 0.5, RAYS) * min(2 * math.pi, 2.4 * max(height, width) / radius)
+            share = np.linspace(-0.5, 0.5, RAYS)
+            angles = np.asarray(middle + share * min(2 * math.pi, 2.4 * max(height, width) / radius), dtype=np.float64)
         points = _edge_points(smooth, floor, noise, x, y, radius, angles)
         if len(points) < 8:
             return result
@@ -342,7 +344,8 @@ def _edge_points(
     high, low = profile[rows, i], profile[rows, i + 1]
     share = np.clip((high - threshold[rows]) / np.maximum(high - low, 1e-6), 0.0, 1.0)
     at = distance[i] + 0.5 * share
-    return np.c_[x + np.cos(angles[rows]) * at, y + np.sin(angles[rows]) * at]
+    points: Array = np.c_[x + np.cos(angles[rows]) * at, y + np.sin(angles[rows]) * at]
+    return points
 
 
 def _spot(

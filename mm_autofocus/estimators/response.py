@@ -182,7 +182,7 @@ def fit_response(
             f"the measurements do not tell {knobs[0]} and {knobs[1]} apart (singular values {singular[0]:.3g}, "
             f"{singular[1]:.3g}): does the drive move, and is the beam in view?"
         )
-    matrix = np.linalg.inv(response)
+    matrix: Array = np.linalg.inv(response).astype(np.float64)
     rms = float(np.sqrt(np.average(rest**2, weights=weights) / 2)) if len(a) > MIN_SAMPLES else 0.0
     free = max(2 * len(a) - 6, 1)
     error = rms * math.sqrt(2 * len(a) / free)

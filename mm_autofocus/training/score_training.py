@@ -1,0 +1,350 @@
+"""Trains, measures and saves networks that score single images; what their cards' commands run."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mm_autofocus.errors import SettingsError
+from mm_autofocus.estimators.blur_features import blur_features
+from mm_autofocus.estimators.cards import Arrays, SemCard, save_card
+from mm_autofocus.estimators.focus_score import (
+    LARGEST_SCORE,
+    BlurScorer,
+    FocusScorer,
+    ScoreNetwork,
+    load_scorer,
+    normalised,
+)
+from mm_autofocus.training.score_data import (
+    SEEN,
+    TEST_SEED,
+    TRAINING_SEED,
+    UNSEEN,
+    UNTRAINED_PHYSICS,
+    VALIDATION_SEED,
+    Conditions,
+    Say,
+    ScoredImage,
+    ScoreSampler,
+    ScoreView,
+    by_experts,
+    render_views,
+)
+
+if TYPE_CHECKING:
+    from torch import nn
+
+VIEWS, VALIDATION_VIEWS = 80, 8
+"""Views of each kind of specimen, for training and to stop and scale by."""
+
+IMAGES: dict[ScoreNetwork, int] = {"ours": 16_000, "aenet": 1500, "resnet18": 500}
+"""Images that the networks that come along were trained on, each seen in two noises (ours) or once."""
+
+MEMBERS, EPOCHS, BATCH = 3, 60, 128
+"""Of ours: networks whose mean counts, passes over the features, features at once."""
+
+AENET_WIDTH = 8
+"""Channels of the first stage of the AENet that comes along; the paper's 64 take days on graphics cards."""
+
+_VALIDATION_IMAGES = 600
+_FEATURE_NOISE = 0.05
+_CLIP = 6.0
+
+TEST_MAGNIFICATIONS = (500.0, 1000.0, 2000.0, 5000.0, 10_000.0)
+"""Of the ResNet18 paper."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSet:
+    """Blur features of many images: ``features`` of shape (n, features), labels ``scores`` of shape (n,)."""
+
+    features: NDArray[np.float32]
+    scores: NDArray[np.float32]
+
+
+def feature_set(images: Sequence[ScoredImage]) -> FeatureSet:
+    """Return the features of images that show more than one grey value."""
+    shown = [i for i in images if i.image.min() < i.image.max()]
+    features = np.stack([blur_features(i.image, i.pixel_um) for i in shown])
+    return FeatureSet(features, np.array([i.score for i in shown], dtype=np.float32))
+
+
+def train_score(
+    network: ScoreNetwork,
+    out: Path,
+    *,
+    images: int = 0,
+    views: Sequence[ScoreView] | None = None,
+    expert_noise: bool = False,
+    seed: int = 0,
+    measure: bool = True,
+    say: Say = print,
+) -> SemCard:
+    """Train one score network on simulated frames, measure it on specimens it has not seen, write card and weights.
+
+    Parameters
+    ----------
+    network
+        Which.
+    out
+        The card (.json); the weights go beside it.
+    images
+        How many to train on; 0 for those of the network that comes along.
+    views
+        Of training specimens; rendered when None.
+    expert_noise
+        Labels as people give them: whole numbers that scatter.
+    seed
+        Of everything drawn.
+    measure
+        False to leave the measurements out of the card.
+    say
+        Told about progress.
+
+    Raises
+    ------
+    SettingsError
+        When fewer than 64 images are asked for.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    begin = time.monotonic()
+    count = images or IMAGES[network]
+    if count < 64:
+        raise SettingsError(f"{count} images are too few to train a score network; take at least 64")
+    if views is None:
+        views = render_views(SEEN, VIEWS, TRAINING_SEED, say=say)
+    labels = np.random.default_rng([0x5C3, seed]) if expert_noise else None
+    sampler = ScoreSampler(views, seed)
+    loss: list[float] = []
+    if network == "ours":
+        arrays, parameters = _fit_ours(sampler, count, labels, seed, loss, say)
+    else:
+        arrays, parameters = _fit_convolutional(network, sampler, count, labels, seed, loss, say)
+    what = {
+        "ours": "focus score of one image from its blur features, fully connected (ours)",
+        "aenet": f"AENet, {AENET_WIDTH} instead of 64 channels at first; trained for minutes, the paper's for 2 days",
+        "resnet18": "ResNet-18 with magnification; trained for minutes, the paper's for 100 epochs of 27,235 images",
+    }[network]
+    model = "score" if network == "ours" else network
+    experts = ", labels with the scatter of experts" if expert_noise else ""
+    card = SemCard(
+        model=model, what=what, weights=f"{out.stem}.safetensors",
+        precision="float32" if network == "ours" else "float16", parameters=parameters,
+        trained_on=f"{count} frames of {', '.join(SEEN)}, seeds from {TRAINING_SEED}, 500 to 30,000x{experts}",
+        command=f"mm-autofocus train sem-score --network {network} --out {out.name} --images {count} --seed {seed}",
+        measured={
+            "training_seconds": round(time.monotonic() - begin), "threads": 1, "parameters": _size(arrays),
+            "loss": [round(value, 4) for value in loss],
+        },
+    )  # fmt: skip
+    save_card(out, card, arrays)
+    return measure_card(out, network, say=say) if measure else card
+
+
+def measure_card(path: Path, network: ScoreNetwork, *, views: int = 5, images: int = 30, say: Say = print) -> SemCard:
+    """Measure a network on specimens, places and probes that it has not seen, and write that into its card.
+
+    Parameters
+    ----------
+    path
+        The card.
+    network
+        What it is of.
+    views
+        Specimens of each kind.
+    images
+        Frames of each.
+    say
+        Told about progress.
+    """
+    from mm_autofocus.estimators.cards import load_card
+
+    card, arrays = load_card(path, "score" if network == "ours" else network)
+    scorer = load_scorer(network, path)
+    measured = {k: v for k, v in card.measured.items() if k in ("training_seconds", "threads", "parameters", "loss")}
+    kept = ("rmse", "correlation", "within_1", "count")
+    for name, part in held_out_images(views=views, images=images, say=say).items():
+        found = errors_of(scorer, part)
+        measured[name] = {k: found[k] for k in kept}
+        say(f"{name}: {measured[name]}")
+    card = card.model_copy(update={"measured": measured})
+    save_card(path, card, arrays)
+    return card
+
+
+def held_out_images(
+    *, views: int = 5, images: int = 30, seed: int = 9, say: Say = lambda _: None
+) -> dict[str, list[ScoredImage]]:
+    """Return test frames by what is tested: each seen sample, each unseen one, and probes that were not trained on."""
+    parts: dict[str, list[ScoredImage]] = {}
+    for kind in (*SEEN, *UNSEEN):
+        say(f"test frames of {kind}")
+        magnifications = None if kind == "particles" else TEST_MAGNIFICATIONS
+        drawn = render_views((kind,), views, TEST_SEED, magnifications=magnifications, fine=0.0)
+        name = kind if kind in SEEN else f"{kind}, unseen"
+        for title, conditions in ((name, Conditions()), (f"{name}, untrained probes", UNTRAINED_PHYSICS)):
+            frames = images if conditions != UNTRAINED_PHYSICS else max(2, images // 6)
+            sampler = ScoreSampler(drawn, seed, conditions, empty=0.0)
+            parts[title] = [image for view in drawn for _ in range(frames) for image in sampler.of(view)]
+    return parts
+
+
+def errors_of(scorer: FocusScorer, images: Sequence[ScoredImage]) -> dict[str, Any]:
+    """Return how far scores are from labels: rmse, correlation, share within 1, the paper's precision, all pairs."""
+    readings = [scorer.read(image.image, image.pixel_um) for image in images]
+    scores = np.array([reading.score for reading in readings])
+    return compare(scores, images) | {"sigma": [reading.sigma for reading in readings]}
+
+
+def compare(scores: NDArray[np.float64], images: Sequence[ScoredImage]) -> dict[str, Any]:
+    """Return the same for scores that are already there."""
+    labels = np.array([image.score for image in images])
+    error = scores - labels
+    varied = len(images) > 2 and scores.std() > 0 and labels.std() > 0
+    return {
+        "count": len(images),
+        "rmse": round(float(np.sqrt(np.mean(error**2))), 4),
+        "correlation": round(float(np.corrcoef(scores, labels)[0, 1]), 4) if varied else math.nan,
+        "within_1": round(float(np.mean(np.abs(error) <= 1.0)), 4),
+        "precision": round(float(np.mean(1.0 - np.abs(error) / LARGEST_SCORE)), 4),
+        "labels": [round(float(v), 3) for v in labels],
+        "scores": [round(float(v), 3) for v in scores],
+        "magnifications": [round(image.magnification) for image in images],
+    }
+
+
+# ---------------------------------------------------------------------- ours
+def _fit_ours(
+    sampler: ScoreSampler, count: int, labels: np.random.Generator | None, seed: int, loss: list[float], say: Say
+) -> tuple[Arrays, dict[str, Any]]:
+    begin = time.monotonic()
+    images: list[FeatureSet] = []
+    chunk: list[ScoredImage] = []
+    for image in sampler.samples(-(-count // 2), repeats=2):
+        chunk.append(image if labels is None else replace(image, score=by_experts(image.score, labels)))
+        if len(chunk) == 1000:
+            images.append(feature_set(chunk))
+            chunk = []
+            say(f"{1000 * len(images)} of {count} images, {time.monotonic() - begin:.0f} s")
+    if chunk:
+        images.append(feature_set(chunk))
+    train = FeatureSet(np.concatenate([i.features for i in images]), np.concatenate([i.scores for i in images]))
+    validation_views = render_views(SEEN, VALIDATION_VIEWS, VALIDATION_SEED) if count > 1000 else sampler.views
+    held = feature_set(list(ScoreSampler(validation_views, seed + 1).samples(min(_VALIDATION_IMAGES, count))))
+    return fit_blur_nets(train, held, seed=seed, loss=loss, say=say)
+
+
+def fit_blur_nets(
+    train: FeatureSet, held: FeatureSet, *, seed: int = 0, epochs: int = EPOCHS, loss: list[float] | None = None,
+    say: Say = lambda _: None,
+) -> tuple[Arrays, dict[str, Any]]:  # fmt: skip
+    """Fit the members on features, and scale their standard deviations by held-out ones.
+
+    Returns
+    -------
+    tuple
+        Arrays and parameters of a `mm_autofocus.estimators.focus_score.BlurScorer`.
+    """
+    import torch
+
+    from mm_autofocus.networks.focus_score import BlurScoreNet
+
+    mean, scale = train.features.mean(0), train.features.std(0) + 1e-3
+    x = torch.from_numpy(np.clip((train.features - mean) / scale, -_CLIP, _CLIP).astype(np.float32))
+    y = torch.from_numpy(train.scores)
+    batch = min(BATCH, len(x))
+    arrays: Arrays = {"mean": mean, "scale": scale}
+    for member in range(MEMBERS):
+        torch.manual_seed(1000 * seed + member)
+        rng = torch.Generator().manual_seed(1000 * seed + member)
+        net = BlurScoreNet(x.shape[1])
+        optimiser = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=3e-3)
+        steps = epochs * (len(x) // batch)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, max(steps, 2))
+        for _ in range(epochs):
+            total = 0.0
+            order = torch.randperm(len(x), generator=rng)[: len(x) // batch * batch].view(-1, batch)
+            for part in order:
+                noisy = x[part] + _FEATURE_NOISE * torch.randn(batch, x.shape[1], generator=rng)
+                out = net(noisy)
+                away, log_scale = out[:, 0] - y[part], out[:, 1].clamp(-6.0, 2.0)
+                laplace = (away.abs() / log_scale.exp() + log_scale).mean()
+                value = laplace + 0.15 * (away**2).mean()
+                optimiser.zero_grad()
+                value.backward()
+                optimiser.step()
+                schedule.step()
+                total += float((away.detach() ** 2).mean())
+            if loss is not None and member == 0:
+                loss.append(total / len(order))
+        say(f"network {member + 1} of {MEMBERS}: mean square error {total / len(order):.3f}")
+        arrays |= {f"{member}.{name}": value.numpy().copy() for name, value in net.state_dict().items()}
+    parameters: dict[str, Any] = {"members": MEMBERS}
+    unscaled = BlurScorer(SemCard(model="score", what="", weights="", parameters=parameters), arrays)
+    scores, sigmas = unscaled.scores(held.features)
+    parameters["sigma_scale"] = round(float(np.sqrt(np.mean(np.square(scores - held.scores) / sigmas**2))), 3)
+    say(f"held-out specimens: rmse {np.sqrt(np.mean(np.square(scores - held.scores))):.3f}")
+    return arrays, parameters
+
+
+# ---------------------------------------------------------------------- the papers'
+def _fit_convolutional(
+    network: ScoreNetwork,
+    sampler: ScoreSampler,
+    count: int,
+    labels: np.random.Generator | None,
+    seed: int,
+    loss: list[float],
+    say: Say,
+) -> tuple[Arrays, dict[str, Any]]:
+    import torch
+
+    from mm_autofocus.networks.aenet import LARGEST, AENet
+    from mm_autofocus.networks.focus_score import ResNet18Score
+
+    torch.manual_seed(seed)
+    parameters: dict[str, Any] = {"width": AENET_WIDTH} if network == "aenet" else {}
+    net: nn.Module = AENet(AENET_WIDTH) if network == "aenet" else ResNet18Score()
+    # The papers': Adam at 0.01 in batches of 90, and SGD at 2e-4 one by one. In minutes neither gets anywhere.
+    optimiser = torch.optim.AdamW(net.parameters(), 1e-3)
+    batch = 8
+    steps = max(count // batch, 2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
+    top = LARGEST if network == "aenet" else LARGEST_SCORE
+    images = sampler.samples(steps * batch)
+    begin = time.monotonic()
+    recent: list[float] = []
+    net.train()
+    for step in range(steps):
+        part = [next(images) for _ in range(batch)]
+        x = torch.from_numpy(np.stack([normalised(i.image)[None] for i in part]))
+        magnification = torch.tensor([i.magnification for i in part], dtype=torch.float32)
+        given = [i.score if labels is None else by_experts(i.score, labels) for i in part]
+        y = torch.tensor([min(value, top) for value in given], dtype=torch.float32)
+        value = ((net(x, magnification) - y) ** 2).mean()
+        optimiser.zero_grad()
+        value.backward()
+        optimiser.step()
+        schedule.step()
+        recent.append(float(value.detach()))
+        if len(recent) == max(1, steps // 30):
+            loss.append(float(np.mean(recent)))
+            recent = []
+            say(f"{(step + 1) * batch} of {count} images: loss {loss[-1]:.3f}, {time.monotonic() - begin:.0f} s")
+    arrays: Arrays = {name: value.detach().numpy().copy() for name, value in net.state_dict().items()}
+    return arrays, parameters
+
+
+def _size(arrays: Arrays) -> int:
+    """Return how many weights there are, without running statistics."""
+    return sum(v.size for name, v in arrays.items() if name.endswith(("weight", "bias")))
