@@ -284,7 +284,7 @@ def _refined(
 ) -> tuple[Array, Array, float, float, Array] | None:
     """Read the edge along rays and fit the circle, twice; the second time from the first one's answer."""
     height, width = smooth.shape
-    angles: Array = np.arange(RAYS) * (2 * math.pi / RAYS)
+    angles = np.asarray(np.arange(RAYS) * (2 * math.pi / RAYS), dtype=np.float64)
     result = None
     for _ in range(2):
         if radius > 400:  # a long arc: rays only towards the frame
