@@ -80,7 +80,9 @@ def register(groups: Groups) -> None:
 
             console = Console(stderr=True)
             with console.status(f"training {model.value}") as status:
-                outcome = train(model.value, out, minutes=minutes, seed=seed, measure=measure, say=status.update)
+                # into a log every line, on a terminal the last one only
+                say = status.update if console.is_terminal else console.print
+                outcome = train(model.value, out, minutes=minutes, seed=seed, measure=measure, say=say)
             if as_json:
                 print_json(outcome)
             else:

@@ -90,7 +90,7 @@ def headline(entry: dict[str, Any]) -> str:
         if isinstance(measured.get(name), dict):
             numbers = ", ".join(f"{k} {v}" for k, v in list(measured[name].items())[:3])
             return f"{name}: {numbers}"
-    return ", ".join(f"{k} {v}" for k, v in measured.items() if not isinstance(v, dict))
+    return ", ".join(f"{k} {v}" for k, v in measured.items() if not isinstance(v, dict | list))
 
 
 def _need_torch(what: str) -> None:

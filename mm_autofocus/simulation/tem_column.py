@@ -145,7 +145,7 @@ class TemColumn:
         """Steps of the aperture per second."""
         self.magnification = magnification
         self.exposure_s = exposure_s
-        self._rng = np.random.default_rng([seed, day, aperture, 605])
+        self._rng = np.random.default_rng([seed, day % 2**32, aperture, 605])
         self._state = self._shown = _State()
         self._before = self._state
         self._changed_s = -math.inf

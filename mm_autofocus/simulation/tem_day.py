@@ -160,7 +160,7 @@ class TemDay:
     def make(cls, seed: int, day: int, aperture: int) -> TemDay:
         """Draw a day of an instrument; each hole of the aperture strip has a centre of its own."""
         unit = np.random.default_rng([seed, 602])
-        rng = np.random.default_rng([seed, day, 603])
+        rng = np.random.default_rng([seed, day % 2**32, 603])
         hole = np.random.default_rng([seed, aperture, 604]).normal(0.0, 25.0, 2)
         centre = hole + rng.normal(0.0, 8.0, 2)
         shift = unit.normal(0.0, 4.0, 2) + rng.normal(0.0, 6.0, 2)

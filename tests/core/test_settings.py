@@ -64,7 +64,7 @@ BAD: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown measure": (
         "[strategies.sweep]\nmeasure = 'brener'", ("[strategies.sweep]", "\"measure\" = 'brener'", "brenner"),
     ),
-    "section of no plugin": ("[plugins.foo]\na = 1", ("[plugins.foo]", "no active plugin", "there are: none")),
+    "section of no plugin": ("[plugins.foo]\na = 1", ("[plugins.foo]", "no active plugin", "there are: aperture_care")),
     "disabling nobody": ("disable = ['sched']", ("disable names sched", "there are:", "schedule")),
     "not TOML": ("strategy: sweep", ("is not valid TOML", "line 1")),
     "not text": ("\x00\x01", ("is not valid TOML",)),
