@@ -52,6 +52,8 @@ def configuration(address: TwinAddress) -> str:
         if parts[0] == "#py pyDevice" and parts[2].startswith("mm_autofocus_devices.de."):
             lines.append(f"#py Property,{parts[1]},DeapiPort,{address.deapi_port}")
             lines.append(f"#py Property,{parts[1]},SoapPort,{address.soap_port}")
+            if parts[1] == "Camera":  # a twin that was just installed compiles itself for half a minute at first
+                lines.append("#py Property,Camera,Timeout,150")
     return "\n".join(lines) + "\n"
 
 

@@ -22,8 +22,8 @@ from pymmcore_plus.experimental.unicore import (
 )
 
 from mm_autofocus.errors import HardwareError
+from mm_autofocus_devices.de.instrument import ANSWER_S, DeInstrument, open_de
 from mm_autofocus_devices.de.instrument import DeCamera as Camera
-from mm_autofocus_devices.de.instrument import DeInstrument, open_de
 from mm_autofocus_devices.de.soap import CONTROLS
 
 _Buffer = Callable[[Sequence[int], DTypeLike], NDArray[Any]]
@@ -78,7 +78,8 @@ class _DeDevice(Device):
 class DeCamera(_DeDevice, CameraDevice):
     """The camera of DE-Server: the sum of the frames of one exposure.
 
-    Pre-init property ``FramesPerSecond`` (0 leaves the server's), property ``PixelType``: "16bit", cut off at 65535, or
+    Pre-init properties ``FramesPerSecond`` (0 leaves the server's) and ``Timeout`` (s that an image may take beyond ten
+    exposures), property ``PixelType``: "16bit", cut off at 65535, or
     "32bit" (float), the camera's own numbers. ``PixelSizeNm`` is what DE-Server believes, at the present magnification.
     """
 
@@ -87,11 +88,13 @@ class DeCamera(_DeDevice, CameraDevice):
         self.set_property_limits(Keyword.Exposure, Camera.exposure_limits_ms)
         self.set_property_allowed_values(Keyword.Binning, ("1", "2"))
         self.register_property("FramesPerSecond", default_value=0.0, is_pre_init=True)
+        self.register_property("Timeout", default_value=ANSWER_S, is_pre_init=True)
         self.register_property("PixelType", default_value="16bit", allowed_values=("16bit", "32bit"))
         self.register_property("PixelSizeNm", getter=type(self).get_pixel_nm, property_type=float)
 
     def check(self, instrument: DeInstrument) -> None:
         """Connect, and set the frame rate."""
+        instrument.camera.answer_s = float(self.get_property_value("Timeout"))
         instrument.camera.connect()
         if (rate := float(self.get_property_value("FramesPerSecond"))) > 0:
             instrument.camera.set("Frames Per Second", rate)

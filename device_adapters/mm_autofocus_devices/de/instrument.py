@@ -17,7 +17,7 @@ from mm_autofocus_devices.de.soap import TemChannel
 CONNECT_TIMEOUT_S = 5.0
 POLL_S = 0.01
 ANSWER_S = 20.0
-"""How much longer than ten exposures an acquisition may take."""
+"""How much longer than ten exposures an acquisition may take, unless `DeCamera.answer_s` says otherwise."""
 
 _PIXEL_NM = "Specimen Pixel Size X (nanometers)"
 _EXPOSURE = "Exposure Time (seconds)"
@@ -39,6 +39,7 @@ class DeCamera:
         self._lock = threading.RLock()
         self._client: Any = None
         self._taken = 0
+        self.answer_s = ANSWER_S
 
     # ------------------------------------------------------------------ properties
     def get(self, name: str) -> Any:
@@ -117,11 +118,15 @@ class DeCamera:
         """
         with self._lock:
             exposure = self.exposure_ms / 1000.0
-            deadline = time.monotonic() + ANSWER_S + 10.0 * exposure
+            patience = self.answer_s + 10.0 * exposure
+            deadline = time.monotonic() + patience
             self._call("start_acquisition", lambda client: client.start_acquisition(1))
             while self.get("Acquisition Status") == "Acquiring":
                 if time.monotonic() > deadline:
-                    self._drop(f"DE-Server is still acquiring after {ANSWER_S + 10 * exposure:.0f} s; check the camera")
+                    self._drop(
+                        f"DE-Server is still acquiring after {patience:.0f} s; check the camera, or raise its property "
+                        "Timeout"
+                    )
                 time.sleep(POLL_S)
             image, attributes = self._call("get_result", _sum_of_frames)
             if image is None or np.ndim(image) != 2:

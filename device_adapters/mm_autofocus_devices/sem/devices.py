@@ -1,10 +1,10 @@
 """Micro-Manager devices of an SEM behind TCP, for a core that loads Python devices (UniMMCore).
 
-Devices with the same ``Host`` and ``Port`` are one instrument and share one connection. ``Timeout`` (of one answer) and
-``RetryFor`` (how long a server has to come back) are in seconds; those of the first device count. The camera's exposure
-is the time of a whole frame in ms: dwell time times pixels, whatever part of the frame is scanned. ``Dialect`` says
-what
-the server speaks, ``Options`` what that dialect needs to be told; what it cannot tell or set has no property or device.
+Devices with the same ``Host`` and ``Port`` are one instrument and share one connection. ``Timeout`` (of one answer)
+and ``RetryFor`` (how long a server has to come back) are in seconds; those of the first device count. The camera's
+exposure is the time of a whole frame in ms: dwell time times pixels, whatever part of the frame is scanned.
+``Dialect`` says what the server speaks, ``Options`` what that dialect needs to be told; what it cannot tell or set
+has no property or device.
 """
 
 from __future__ import annotations
