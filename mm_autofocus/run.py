@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import queue
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -20,6 +18,7 @@ from mm_autofocus.request import FocusRequest
 from mm_autofocus.result import FocusResult, Sample, Status
 from mm_autofocus.settings import VerifySettings
 from mm_autofocus.strategy import Frame, Look, Strategy, Verdict
+from mm_autofocus.workers import NoAnswerError, Workers
 
 logger = logging.getLogger(__name__)
 
@@ -31,56 +30,58 @@ MOST_NOISE = 0.5
 
 OnFrame = Callable[[FocusRequest, Frame, str], None]
 
+_WORKERS = Workers("mm-autofocus strategy")
+
 
 class _Stepper:
-    """Runs a strategy's code in a thread of its own, so that one that hangs can be given up."""
+    """Runs a strategy's code in one other thread, so that one that hangs can be given up."""
 
     def __init__(self, strategy: Strategy, request: FocusRequest) -> None:
         self._strategy = strategy
         self._request = request
         self._generator: Any = None
-        self._tasks: queue.SimpleQueue[Callable[[], Any] | None] = queue.SimpleQueue()
-        self._answers: queue.SimpleQueue[tuple[bool, Any]] = queue.SimpleQueue()
+        self._ended = False
+        """Whether the generator has returned or raised."""
+        self._worker = _WORKERS.borrow()
         self.seconds = 0.0
-        threading.Thread(target=self._work, daemon=True, name=f"mm-autofocus {strategy.name}").start()
-
-    def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            try:
-                self._answers.put((True, task()))
-            except BaseException as error:
-                self._answers.put((False, error))
 
     def call(self, task: Callable[[], Any], timeout: float | None) -> Any:
         """Run ``task`` in the strategy's thread and return its value, or raise what it raised."""
         began = time.perf_counter()
-        self._tasks.put(task)
         try:
-            good, value = self._answers.get(timeout=timeout)
-        except queue.Empty:
+            return self._worker.call(task, timeout)
+        except NoAnswerError:
             raise BudgetError(
                 f"strategy {self._strategy.name!r} has not answered within the {timeout:.3g} s left of its budget; "
                 "raise [budget] seconds or use a faster strategy"
             ) from None
         finally:
             self.seconds += time.perf_counter() - began
-        if not good:
-            raise value
-        return value
 
     def first(self) -> Any:
         self._generator = self._strategy.focus(self._request)
-        return next(self._generator)
+        return self._step(lambda: next(self._generator))
 
     def send(self, frame: Frame) -> Any:
-        return self._generator.send(frame)
+        return self._step(lambda: self._generator.send(frame))
 
     def throw(self, error: FocusError) -> Any:
-        return self._generator.throw(error)
+        return self._step(lambda: self._generator.throw(error))
+
+    def _step(self, step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except BaseException:
+            self._ended = True
+            raise
 
     def close(self) -> None:
-        self._tasks.put(lambda: self._generator.close() if self._generator is not None else None)
-        self._tasks.put(None)
+        """Let strategy and thread go, without waiting for either."""
+        self._worker.release(None if self._ended else self._end)
+
+    def _end(self) -> None:
+        if self._generator is not None:
+            self._generator.close()
 
 
 class FocusRun:

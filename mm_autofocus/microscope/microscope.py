@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +17,11 @@ from mm_autofocus.microscope.core import PortableCore, Roi
 from mm_autofocus.microscope.knob import Knob
 from mm_autofocus.settings import Settings
 from mm_autofocus.strategy import Image
+from mm_autofocus.workers import NoAnswerError, Workers
 
 logger = logging.getLogger(__name__)
+
+_WORKERS = Workers("mm-autofocus snap")
 
 _Put = Callable[[str, Callable[[], bool], Callable[[], object]], None]
 """Puts one thing back: what it is, whether it is so already, how to make it so."""
@@ -96,7 +100,7 @@ class Microscope:
         self._imaging = self.settings.microscope
         self._applied: dict[str, tuple[float, Roi]] = {}
         """Exposure and ROI that a Look without its own gets, by camera."""
-        self._stuck: threading.Thread | None = None
+        self._stuck: Future[Any] | None = None
         """A snap that has not come back: until it does, its camera must not be touched, or we hang with it."""
         self._state: _State | None = None
         """The innermost `preserved` state, where cameras used since are noted."""
@@ -248,33 +252,23 @@ class Microscope:
                 self.core.set_auto_shutter(True)
 
     def _snap_within(self, seconds: float, camera: str) -> Image:
-        """Snap in a thread of its own, since a hung driver cannot be interrupted."""
+        """Snap in another thread, since a hung driver cannot be interrupted."""
         if not self.core.camel:  # a Java bridge belongs to its thread; it has time-outs of its own
             return self._snap_now()
-        box: list[Any] = []
-
-        def work() -> None:
-            try:
-                box.append(self._snap_now())
-            except BaseException as error:
-                box.append(error)
-
-        thread = threading.Thread(target=work, daemon=True, name="mm-autofocus snap")
-        thread.start()
-        thread.join(seconds)
-        if not box:
-            self._stuck = thread
+        worker = _WORKERS.borrow()
+        try:
+            return worker.call(self._snap_now, seconds)
+        except NoAnswerError as error:
+            self._stuck = error.late
             raise TimeoutError(
                 f"camera {camera!r} has not delivered an image within {seconds:g} s; check it, or raise "
                 "[microscope] snap_timeout_s"
-            )
-        if isinstance(box[0], BaseException):
-            raise box[0]
-        image: Image = box[0]
-        return image
+            ) from None
+        finally:
+            worker.release()
 
     def _check_stuck(self) -> None:
-        if self._stuck is not None and self._stuck.is_alive():
+        if self._stuck is not None and not self._stuck.done():
             raise HardwareError(
                 f"camera {self._camera!r} still hangs in an earlier snap; nothing was done. Switch it off and on, and "
                 "load the configuration again."
@@ -394,7 +388,7 @@ class Microscope:
                         knob.set(knob.limits.clip(value))
                 except BaseException as error:
                     problems.append(f"{name} to {value:g} {knob.unit}: {error or type(error).__name__}")
-        if self._stuck is not None and self._stuck.is_alive():
+        if self._stuck is not None and not self._stuck.done():
             problems.append(f"camera {self._camera!r}, its shutter and channel: the camera hangs")
             return problems
         if state.preset:  # by its name, so that engines that remember the last preset are not deceived
