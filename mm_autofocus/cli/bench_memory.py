@@ -45,24 +45,6 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / MIB
 
 
-def one_arena() -> bool:
-    """Let all threads share one heap, where the C library is glibc; True when it is.
-
-    Every snap and every strategy has a thread of its own, and glibc gives threads up to 8 heaps for each core, which
-    keep what was freed: the process grows by some tens of MiB until each has seen a few images, and then no further.
-    """
-    import ctypes
-
-    try:
-        return bool(ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, 1))
-    except (OSError, AttributeError):
-        return False
-
-
-_M_ARENA_MAX = -8
-"""From malloc.h."""
-
-
 class MemoryWatch:
     """Notes the resident memory after every focus run."""
 
@@ -106,7 +88,6 @@ def bench_memory(
     if first >= wells:
         raise SettingsError(f"--first {first} must be below --wells {wells}")
     out = writable_folder(out)
-    shared_heap = one_arena()
     plate = Plate("1536")
     discard_instrument(INSTRUMENT)
     instrument = open_instrument(INSTRUMENT, wells="1536", seed=seed, height_span_um=60.0, field_px=FIELD_PX)
@@ -130,7 +111,6 @@ def bench_memory(
         "wells": wells,
         "first": first,
         "machine": machine(),
-        "one_heap_for_all_threads": shared_heap,
         "images_expected": dataset["images_expected"],
         "images_present": dataset["images_present"],
         "peak_mib_first": round(peak_first, 1),
