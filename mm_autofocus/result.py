@@ -75,7 +75,7 @@ class FocusResult(BaseModel):
         Where the policy put the knob when it differs from ``end``; None otherwise.
     """
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, cache_strings="keys")  # else names and reasons read from JSON stay in memory
 
     status: Status
     strategy: str

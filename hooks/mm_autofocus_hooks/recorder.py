@@ -11,6 +11,7 @@ import errno
 import logging
 import os
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -54,19 +55,19 @@ class Recorder:
 
     Attributes
     ----------
-    results
-        Every result since the acquisition began, in order.
     path
         The file of this acquisition, None without a folder or before ``mmaf_start``.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings.recorder
-        self.results = ResultLog()
         self.path: Path | None = None
         self._clear()
 
     def _clear(self) -> None:
+        self._kept = ResultLog()
+        """The results that are not on disk yet; without a folder, all."""
+        self._count = 0
         self._written = 0
         """How many results are on disk."""
         self._size = 0
@@ -75,6 +76,19 @@ class Recorder:
         self._event: Event | None = None
         self._first: _Seen | None = None
         self._seen: deque[_Seen] = deque(maxlen=FRAMES_KEPT)
+
+    @property
+    def results(self) -> Sequence[FocusResult]:
+        """Every result since the acquisition began, in order; those on disk are read back from there.
+
+        Raises
+        ------
+        FocusError
+            When the file cannot be read any more.
+        """
+        if self.path is None or not self._written:
+            return self._kept
+        return [*load(self.path)[: self._written], *self._waiting()]
 
     def thumbnails(self, index: int) -> tuple[Path, Path]:
         """Return where the images from before and after the result of that index (from 0) are kept.
@@ -98,7 +112,6 @@ class Recorder:
         SettingsError
             When the folder cannot be written to.
         """
-        self.results = ResultLog()
         self.path = None
         self._clear()
         if not self._settings.folder:
@@ -129,7 +142,8 @@ class Recorder:
     @hookimpl
     def mmaf_focused(self, result: FocusResult) -> None:
         """Keep the result, and write it with all that is still waiting."""
-        self.results.append(result)
+        self._kept.append(result)
+        self._count += 1
         if self.path is None:
             return
         try:
@@ -151,17 +165,17 @@ class Recorder:
             return
         try:
             self._write_waiting(self.path)
-            if not self.results:
+            if not self._count:
                 self.path.unlink(missing_ok=True)
         except OSError as error:
-            waiting = len(self.results) - self._written
+            waiting = self._count - self._written
             log.error("%d focus results could not be written to %s: %s", waiting, self.path, error)
 
     # ------------------------------------------------------------------ writing
     def _write_waiting(self, path: Path) -> None:
         """Append each waiting result; a write that fails half-way is overwritten by the next."""
-        while self._written < len(self.results):
-            line = _line(self.results[self._written])
+        for result in self._waiting():
+            line = _line(result)
             file = os.open(path, os.O_WRONLY | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o666)
             try:
                 os.lseek(file, min(self._size, os.fstat(file).st_size), os.SEEK_SET)
@@ -173,6 +187,11 @@ class Recorder:
                 os.close(file)
             self._size = start + len(line)
             self._written += 1
+        self._kept.clear()
+
+    def _waiting(self) -> list[FocusResult]:
+        """The results that are still to be written; the first of those kept may be on disk already."""
+        return self._kept[len(self._kept) - (self._count - self._written) :]
 
     def _write_thumbnails(self, path: Path, result: FocusResult) -> None:
         if self._first is None:
@@ -182,7 +201,7 @@ class Recorder:
         last = [seen for seen in self._seen if seen.purpose == "verify"] or list(self._seen)
         end = result.end.get(result.knob, 0.0)
         after = min(reversed(last), key=lambda seen: abs(seen.knobs.get(result.knob, end) - end))
-        for target, seen in zip(thumbnail_paths(path, len(self.results)), (self._first, after), strict=True):
+        for target, seen in zip(thumbnail_paths(path, self._count), (self._first, after), strict=True):
             done, jpeg = cv2.imencode(".jpg", seen.image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
             if done:
                 target.write_bytes(jpeg.tobytes())
