@@ -125,25 +125,26 @@ def tile_stats(
     """Return the binned power and cross power of tiles, shape (tiles, RADIAL, ANGULAR, 3)."""
     size = window.shape[0]
     bins = _bins(round(delta, 4))
-    n = len(corners)
-    spectra = np.empty((2, n, TILE, TILE // 2 + 1), dtype=np.complex64)
-    for which, image in enumerate((first, second)):
-        tiles = np.empty((n, size, size), dtype=np.float32)
-        for t, (x, y) in enumerate(corners):
-            tiles[t] = image[y : y + size, x : x + size]
-        tiles -= tiles.mean((1, 2), keepdims=True)
-        tiles *= window
-        spectra[which] = fft.rfft2(tiles, (TILE, TILE), workers=1)
-    flat = spectra.reshape(2, n, -1)[:, :, bins.used]
-    one, two = flat
-    if left != (0.0, 0.0):
-        two = two * np.exp(1j * (bins.kx * np.float32(left[0]) + bins.ky * np.float32(left[1])))
-    columns = np.empty((bins.used.size, n, 3), dtype=np.float32)
-    columns[:, :, 0] = (one.real**2 + one.imag**2).T
-    columns[:, :, 1] = (two.real**2 + two.imag**2).T
-    columns[:, :, 2] = (one.real * two.real + one.imag * two.imag).T
-    binned = bins.matrix @ columns.reshape(bins.used.size, n * 3)
-    return np.ascontiguousarray(binned.reshape(RADIAL, ANGULAR, n, 3).transpose(2, 0, 1, 3), dtype=np.float32)
+    turn = bins.phase(left) if left != (0.0, 0.0) else None
+    binned = np.empty((len(corners), RADIAL * ANGULAR, 3), dtype=np.float32)
+    columns = np.empty((bins.used.size, 3), dtype=np.float32)
+    for t, (x, y) in enumerate(corners):  # tile by tile, so that it all stays in the processor's cache
+        one, two = (
+            _spectrum(image[y : y + size, x : x + size], window)[bins.used] for image in (first, second)
+        )
+        if turn is not None:
+            two *= turn
+        columns[:, 0] = one.real**2 + one.imag**2
+        columns[:, 1] = two.real**2 + two.imag**2
+        columns[:, 2] = one.real * two.real + one.imag * two.imag
+        binned[t] = bins.matrix @ columns
+    return binned.reshape(-1, RADIAL, ANGULAR, 3)
+
+
+def _spectrum(tile: Frame, window: Array) -> NDArray[np.complex64]:
+    """Return the half plane of a windowed tile's spectrum, flat."""
+    spectrum = fft.rfft2((tile - tile.mean()) * window, (TILE, TILE), workers=1)
+    return np.asarray(spectrum, dtype=np.complex64).ravel()
 
 
 def coherence(stats: Array) -> Array:
@@ -206,8 +207,12 @@ class _Bins:
     matrix: Any
     used: NDArray[np.intp]
     covered: NDArray[np.bool_]
-    kx: Array
-    ky: Array
+
+    def phase(self, left: tuple[float, float]) -> NDArray[np.complex64]:
+        """Return what takes a displacement (dx, dy) of so many pixels out of a spectrum, shape (used,)."""
+        down = np.exp(2j * np.pi * left[1] * np.fft.fftfreq(TILE))
+        right = np.exp(2j * np.pi * left[0] * np.fft.rfftfreq(TILE))
+        return np.multiply.outer(down, right).astype(np.complex64).ravel()[self.used]
 
 
 @lru_cache(maxsize=64)
@@ -231,9 +236,7 @@ def _bins(delta: float) -> _Bins:
     matrix = sparse.csr_matrix(
         (values.astype(np.float32), (rows, columns)), shape=(RADIAL * ANGULAR, used.size), dtype=np.float32
     )
-    ky = np.broadcast_to(2 * np.pi * fy, (TILE, TILE // 2 + 1)).ravel()[used].astype(np.float32)
-    kx = np.broadcast_to(2 * np.pi * fx, (TILE, TILE // 2 + 1)).ravel()[used].astype(np.float32)
-    return _Bins(matrix, used, (total > 0.3).reshape(RADIAL, ANGULAR), kx, ky)
+    return _Bins(matrix, used, (total > 0.3).reshape(RADIAL, ANGULAR))
 
 
 @lru_cache(maxsize=8)

@@ -70,9 +70,11 @@ class SpectralEstimator:
         signal = max(0.0, best) / max(1.0 - best, 0.01)
         shows = spectra.shows_specimen()
         usable = shows and pair.saturated < _SATURATED
-        out = self._read(spectra, weights)
+        groups = _groups(spectra.corners, spectra.edge)
+        out = self._read(spectra, weights, groups)
         um = 0.5 * step_um
         estimates = [to_knobs(row[:3] * um, calibration) for row in out]
+        of_group = estimates[1:] or estimates
         if usable:
             sigma = self._sigma(out[0], um, calibration)
         else:
@@ -80,20 +82,27 @@ class SpectralEstimator:
             signal = signal if shows else 0.0
         total = max(float(weights.sum()), 1e-9)
         patches = tuple(
-            PatchEstimate(int(x), int(y), spectra.edge, estimates[i + 1], float(weights[i]) / total)
+            PatchEstimate(int(x), int(y), spectra.edge, of_group[groups[i]], float(weights[i]) / total)
             for i, (x, y) in enumerate(spectra.corners)
         )
         return PairEstimate(
             estimates[0], sigma, patches, signal, pair.shift_px, math.exp(out[0, 5]) if usable else math.nan, details
         )
 
-    def _read(self, spectra: PairSpectra, weights: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Return the network's outputs for all tiles together (first row) and for each of them."""
-        together = pooled(spectra.stats, weights)
-        stats = np.concatenate([together[None], spectra.stats])
-        beside = np.stack(
-            [extras(spectra.delta_px, weights)] + [extras(spectra.delta_px, np.ones(1, np.float32))] * len(weights)
-        )
+    def _read(
+        self, spectra: PairSpectra, weights: NDArray[np.float32], groups: NDArray[np.intp]
+    ) -> NDArray[np.float32]:
+        """Return the network's outputs for all tiles together (first row) and for each group, where there are several.
+
+        A tile alone says little and costs as much as the frame, so the tiles of a region are read together.
+        """
+        parts = [weights]
+        if groups.max() > 0:
+            for group in range(groups.max() + 1):
+                inside = np.asarray(weights * (groups == group), dtype=np.float32)
+                parts.append(inside if inside.any() else (groups == group).astype(np.float32))
+        stats = np.stack([pooled(spectra.stats, part) for part in parts])
+        beside = np.stack([extras(spectra.delta_px, part) for part in parts])
         return forward(self.arrays, features(stats, np.broadcast_to(spectra.covered, stats.shape[:-1])), beside)
 
     def _sigma(self, row: NDArray[np.float32], um: float, calibration: ColumnCalibration) -> Aberration:
@@ -103,6 +112,16 @@ class SpectralEstimator:
             z, ab = 2.0 * z, 2.0 * ab
         stig = _SQRT2 * ab * um / abs(calibration.stigmator_um)
         return Aberration(_SQRT2 * z * um, stig, stig)
+
+
+def _groups(corners: NDArray[np.intp], edge: int) -> NDArray[np.intp]:
+    """Return which region of the frame each tile is read with, shape (tiles,): 2 x 2 regions of a large frame."""
+    index = np.zeros(len(corners), dtype=np.intp)
+    for axis, place in ((0, 1), (1, 2)):
+        middle = corners[:, axis] + edge / 2
+        if corners[:, axis].max() > edge:  # frame longer than two tiles
+            index += place * (middle > (corners[:, axis].max() + edge) / 2)
+    return np.unique(index, return_inverse=True)[1].astype(np.intp)
 
 
 def to_knobs(um: NDArray[np.floating], calibration: ColumnCalibration) -> Aberration:
