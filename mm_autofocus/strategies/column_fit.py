@@ -3,11 +3,14 @@
 Every estimate should be the present knobs minus the best ones. A convergence angle, a stigmator scale or a rotation
 that differs from the calibration stretches and turns it:
 
-    e_z = c (z - z0),    (e_x, e_y) = c s R(φ) (x - x0, y - y0)
+    e_z = c^p (z - z0),    (e_x, e_y) = c^p s R(φ) (x - x0, y - y0)
+
+where c is the true over the assumed convergence angle. Near focus two frames at ± δ show α² δ z, a blur in pixels
+squared, and the estimator divides by the assumed α² δ: p = 2. Far from it they show the ratio of their blurs, which
+knows no angle: p falls to 0 beyond a few δ (`angle_power`).
 
 The knob moves of the run are known, so pairs at different knobs tell c, s and φ apart from the best knobs. This is the
-maximum a posteriori of (z0, x0, y0, ln c, ln s, φ) and its Gaussian (Laplace) approximation. c is the true over the
-assumed convergence angle, times what the estimator itself stretches.
+maximum a posteriori of (z0, x0, y0, ln c, ln s, φ) and its Gaussian (Laplace) approximation.
 """
 
 from __future__ import annotations
@@ -35,6 +38,10 @@ CROSS = 0.01
 
 LEVELS_OFF_UM = 100.0
 """Estimators level off: at a distance of d µm from focus they err by about d² over this."""
+
+POWER_REACH = 1.8
+"""Half steps of a pair at whose distance from focus a wrong angle stretches half as much (in the logarithm) as near it;
+from pairs of training kinds of specimens, 0.7 to 18 µm off, read with angles 20 % too large and too small."""
 
 FOLLOWS = 0.4
 """A reading that changes by less than this fraction of a known move does not follow the knob."""
@@ -119,6 +126,8 @@ class ColumnFit:
         Prior standard deviation of ln c and ln s.
     rotation_sd_deg
         Prior standard deviation of the stigmators' rotation.
+    half_step_um
+        The frames of a pair lie so far on either side of its midpoint.
     """
 
     start: Vector
@@ -126,6 +135,7 @@ class ColumnFit:
     stigmator_um: float
     calibration_sd: float
     rotation_sd_deg: float
+    half_step_um: float = 5.0
     _knobs: list[Vector] = field(default_factory=list)
     _seen: list[Vector] = field(default_factory=list)
     _sigma: list[Vector] = field(default_factory=list)
@@ -149,12 +159,14 @@ class ColumnFit:
     def belief(self) -> Belief:
         """Return the maximum a posteriori; at least one pair must have been added."""
         knobs, seen = np.array(self._knobs), np.array(self._seen)
-        sigma = self._sigmas(knobs - (knobs[-1] - seen[-1]))  # seen from where the last pair says the best is
+        away_now = knobs - (knobs[-1] - seen[-1])  # seen from where the last pair says the best is
+        sigma, power = self._sigmas(away_now), self._powers(away_now)
         turn_sd = 2.0 * math.radians(self.rotation_sd_deg)
 
         def residuals(p: Matrix) -> Matrix:
             away = knobs - p[:3]
-            c, s = math.exp(p[3]), math.exp(p[3] + p[4])
+            c = np.exp(power * p[3])
+            s = c * math.exp(p[4])
             cos, sin = math.cos(p[5]), math.sin(p[5])
             model = np.stack(
                 [c * away[:, 0], s * (cos * away[:, 1] - sin * away[:, 2]), s * (sin * away[:, 1] + cos * away[:, 2])],
@@ -183,6 +195,11 @@ class ColumnFit:
         per_unit = np.array([1.0, 2.5 * self.stigmator_um, 2.5 * self.stigmator_um])
         return np.asarray(np.hypot(np.array(self._sigma), off[:, None] / per_unit))
 
+    def _powers(self, away: Matrix) -> Matrix:
+        """Return the power of the angle's error by which estimates are stretched ``away`` from focus, shape (pairs,)."""
+        per_unit = np.array([1.0, self.stigmator_um, self.stigmator_um])
+        return angle_power(np.linalg.norm(away * per_unit, axis=1), self.half_step_um)
+
     def differs(self) -> bool:
         """Return True when the two frames of some pair differ for certain, so that the working distance did move.
 
@@ -208,6 +225,11 @@ class ColumnFit:
             if slope + 2.0 * error < FOLLOWS:
                 lost.append(i)
         return tuple(lost)
+
+
+def angle_power(distance_um: Matrix, half_step_um: float) -> Matrix:
+    """Return p: an estimate made so far from focus is too large by the p-th power of true over assumed angle."""
+    return np.asarray(2.0 / (1.0 + (distance_um / (POWER_REACH * half_step_um)) ** 2))
 
 
 def _laplace_cdf(x: Vector) -> Vector:

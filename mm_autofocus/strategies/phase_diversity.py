@@ -181,6 +181,7 @@ class _Run:
             self._calibration.stigmator_um,
             strategy.calibration_sd,
             strategy.rotation_sd_deg,
+            s.step_um,
         )
         images = request.budget.images
         self._most = s.max_iterations if images is None else min(s.max_iterations, (images - 1) // 2)
