@@ -190,14 +190,25 @@ def _schedule(optimiser: torch.optim.Optimizer, top: float, spent: float, warm: 
         group["lr"] = rate
 
 
-def setup_a_ranges(small: bool) -> Ranges:
-    """Return the draw of setup A, which never changes: ±5 µm at 8.7 mrad and 10 nm; or one of small blur."""
-    delta = 5.0 * SETUP_A_PX_PER_UM
+def setup_a_ranges(small: bool, binning: int = 1) -> Ranges:
+    """Return the draw of setup A, which never changes: ±5 µm at 8.7 mrad and 10 nm; or one of small blur.
+
+    Parameters
+    ----------
+    small
+        Small blur only, for the beginning.
+    binning
+        Pixels of the frame that are averaged along each axis: what is drawn are pairs as they are after that.
+    """
+    delta = 5.0 * SETUP_A_PX_PER_UM / binning
     stig = 5.0 * SETUP_A_STIGMATOR_UM / 5.0
     fixed = Ranges(
         delta_px=(delta, delta), defocus=4.0, astigmatism=stig, wide_share=0.0, small_share=0.2, miscalibration=0.0,
-        electrons=(10.0, 150.0), residual_px=8.0, softness=0.4, blank_share=0.1, empty_share=0.0,
+        electrons=(10.0 * binning**2, 150.0 * binning**2), residual_px=8.0, softness=0.4, blank_share=0.1,
+        empty_share=0.0,
     )  # fmt: skip
+    if binning > 1:  # a mean over n pixels has a standard deviation of n / sqrt(12) of them; 15 px of displacement
+        fixed = replace(fixed, core_px=(0.3, 0.3 + 0.6 / binning), residual_px=16.0 / binning)
     return replace(fixed, defocus=2.4, astigmatism=1.5, residual_px=2.0, blank_share=0.0) if small else fixed
 
 
@@ -219,9 +230,11 @@ def fit_deepfocus(
     *,
     pairs: int,
     edge: int = 256,
+    binning: int = 1,
     scores: bool = False,
     batch: int = 16,
     curriculum: float = 0.25,
+    noise: float = Augmentation.noise,
     learning_rate: float = 2e-3,
     seed: int = 0,
     say: Say | None = None,
@@ -236,6 +249,10 @@ def fit_deepfocus(
         How many to simulate; each is seen once.
     edge, scores
         Of the network. With scores, five patches of one pair are weighed together (equation 3).
+    binning
+        Pixels averaged along each axis before the network sees them: a patch of 128 at 4 shows what one of 512 does.
+    noise
+        Standard deviation of the augmentation's noise; the paper's is larger than most of a binned image's contrast.
     batch, curriculum, learning_rate, seed, say
         As for `fit_pair_net`.
     """
@@ -254,9 +271,9 @@ def fit_deepfocus(
     seen, log, begin = 0, [], time.monotonic()
     while seen < pairs:
         spent = seen / pairs
-        sampler.ranges = setup_a_ranges(spent < curriculum)
+        sampler.ranges = setup_a_ranges(spent < curriculum, binning)
         _schedule(optimiser, learning_rate, spent, seen / (batch * 100.0))
-        images, target = _deepfocus_batch(sampler, batch, edge, patches, rng)
+        images, target = _deepfocus_batch(sampler, batch, edge, patches, Augmentation(noise=noise), rng)
         out = net(images)
         single = (out[:, :3] - target).abs().mean()
         loss = score_loss(out.reshape(-1, patches, 4), target[::patches]) if scores else single
@@ -273,12 +290,11 @@ def fit_deepfocus(
 
 
 def _deepfocus_batch(
-    sampler: PairSampler, batch: int, edge: int, patches: int, rng: np.random.Generator
+    sampler: PairSampler, batch: int, edge: int, patches: int, augment: Augmentation, rng: np.random.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return images from -1 to 1 and negative aberrations over `SCALES`, patches of a pair in a row."""
     import torch
 
-    augment = Augmentation()
     images: list[Array] = []
     target: list[Array] = []
     while len(images) < batch:
