@@ -1,21 +1,23 @@
 """Data-parallel training: the same loop alone, or as one of the processes that ``torchrun`` has started.
 
-    torchrun --nproc-per-node 4 train.py
+    torchrun --nproc-per-node 4 -m mm_autofocus train sem --model spectral --out spectral.json
 
-A loop asks `process_group` for its rank, wraps its model, takes its share of every batch, and only rank 0 writes. With
-the mean as the loss and equal shares, the gradients are those of one process with the whole batch.
+A command opens `process_group` and hands its `Rank` to the loop, which wraps its model and takes its share of every
+batch; only rank 0 writes. With the mean as the loss and equal shares, the gradients are those of one process with the
+whole batch: where a batch comes out of a set, all draw the same batch (and the same noise) and take a slice of it;
+where samples are simulated as they are needed, each process draws from a seed of its own.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-import numpy as np
 from numpy.typing import NDArray
 
 from mm_autofocus.errors import SettingsError
@@ -23,8 +25,16 @@ from mm_autofocus.errors import SettingsError
 if TYPE_CHECKING:
     import torch
 
-TIMEOUT_S = 600.0
-"""A process that waits longer than this for the others gives up."""
+Batch = TypeVar("Batch", NDArray[Any], "torch.Tensor")
+Value = TypeVar("Value")
+Told = ParamSpec("Told")
+
+TIMEOUT_S = 3600.0
+"""A process that waits longer than this for the others gives up: the first may simulate for all of them. torchrun
+itself ends the others at once when one fails."""
+
+_SEEDS_APART = 1_000_003
+"""Between the seeds of two processes, so that they do not meet those that a training gives to its own parts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,23 +67,38 @@ class Rank:
 
         return DistributedDataParallel(model)
 
-    def share(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return this process's part of a batch, as long as everybody else's.
+    def seed(self, seed: int) -> int:
+        """Return the seed of what this process draws for itself; that of the first, and alone, is the one given."""
+        return seed + self.rank * _SEEDS_APART
 
-        Parameters
-        ----------
-        indices
-            The whole batch, shape (samples,), the same in every process (drawn from the same seed).
+    def part(self, batch: int) -> int:
+        """Return how many samples of a batch are this process's, as many as everybody else's.
 
         Raises
         ------
         SettingsError
             When the batch has fewer samples than there are processes.
         """
-        each = len(indices) // self.size
+        each = batch // self.size
         if not each:
-            raise SettingsError(f"a batch of {len(indices)} cannot be shared by {self.size} processes; make it larger")
-        return indices[self.rank * each : (self.rank + 1) * each]
+            raise SettingsError(f"a batch of {batch} cannot be shared by {self.size} processes; start fewer of them")
+        return each
+
+    def share(self, batch: Batch) -> Batch:
+        """Return this process's part of a batch.
+
+        Parameters
+        ----------
+        batch
+            The whole batch, or its indices, shape (samples, ...), the same in every process (from the same seed).
+
+        Raises
+        ------
+        SettingsError
+            When the batch has fewer samples than there are processes.
+        """
+        each = self.part(len(batch))
+        return batch[self.rank * each : (self.rank + 1) * each]
 
     def mean(self, value: float) -> float:
         """Return the mean of a number over all processes, for the validation loss that decides when to stop."""
@@ -87,31 +112,65 @@ class Rank:
         dist.all_reduce(total)
         return float(total.item()) / self.size
 
+    def elapsed(self, begin: float) -> float:
+        """Return the seconds since ``begin`` (`time.monotonic`), the same in every process: all stop at once."""
+        return self.mean(time.monotonic() - begin)
 
-def unwrapped(model: torch.nn.Module) -> torch.nn.Module:
-    """Return the model inside a wrapped one: what is saved."""
-    inner: torch.nn.Module = getattr(model, "module", model)
-    return inner
+    def gathered(self, mine: Value) -> list[Value]:
+        """Return what each of the processes has made, in every one of them, in their order."""
+        if self.size == 1:
+            return [mine]
+        import torch.distributed as dist
+
+        parts: list[Value | None] = [None] * self.size
+        dist.all_gather_object(parts, mine)
+        return parts  # type: ignore[return-value]
+
+    def told(self, say: Callable[Told, None]) -> Callable[Told, None]:
+        """Return a way to tell progress, which is silent in all processes but the first."""
+
+        def nothing(*args: Told.args, **named: Told.kwargs) -> None:
+            """Say nothing."""
+
+        return say if self.writes else nothing
+
+    def command(self, arguments: str) -> str:
+        """Return the command line for a card: what gives the same weights again."""
+        if self.size == 1:
+            return f"mm-autofocus {arguments}"
+        return f"torchrun --nproc-per-node {self.size} -m mm_autofocus {arguments}"
+
+    def about(self) -> dict[str, Any]:
+        """Return what a card says of processes and device; nothing for one process on the processor."""
+        found: dict[str, Any] = {} if self.size == 1 else {"processes": self.size}
+        return found | ({} if self.device == "cpu" else {"device": self.device.partition(":")[0]})
+
+
+ALONE = Rank()
+"""One process, on the processor."""
 
 
 @contextmanager
 def process_group() -> Iterator[Rank]:
     """Join the processes of ``torchrun``, and leave them at the end; alone without it.
 
-    NCCL where every process of the machine has a GPU of its own, else gloo.
+    NCCL where every process of the machine has a GPU of its own, else gloo on the processor. Alone on the first GPU
+    that is visible, if there is one.
 
     Raises
     ------
     SettingsError
-        When the environment is torchrun's and the others do not answer.
+        When torch is not installed, or the environment is torchrun's and the others do not answer.
     """
+    try:
+        import torch
+        import torch.distributed as dist
+    except ImportError:
+        raise SettingsError("training needs torch: pip install 'mm-autofocus[train]'") from None
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Rank(device="cpu")
+        yield Rank(device="cuda:0" if torch.cuda.is_available() else "cpu")
         return
-    import torch
-    import torch.distributed as dist
-
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     gpus = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", size))
     try:
