@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm_autofocus.estimators.pair_spectra import ANGULAR, extras, features, pair_spectra, pooled
+from mm_autofocus.training.distributed import ALONE, Rank
 from mm_autofocus.training.sem_pairs import MARGIN, PairSampler
 
 if TYPE_CHECKING:
@@ -135,6 +136,7 @@ def fit_spectral(
     width: int = 24,
     learning_rate: float = 2e-3,
     validation: SpectralSet | None = None,
+    process: Rank = ALONE,
     say: Say | None = None,
 ) -> SpectralPair:
     """Train a spectral pair network.
@@ -153,6 +155,8 @@ def fit_spectral(
         At the top of the cosine.
     validation
         Measured now and then, for the log.
+    process
+        Which of the processes of ``torchrun`` this is; they share every batch.
     say
         Told about progress.
     """
@@ -160,18 +164,19 @@ def fit_spectral(
 
     from mm_autofocus.networks.spectral_pair import SpectralPair, turned
 
-    torch.manual_seed(seed)
+    torch.manual_seed(process.seed(seed))  # noise and dropout; the weights to begin with are the first process's
     x = torch.from_numpy(features(samples.stats, samples.covered))
     beside, target = torch.from_numpy(samples.extras), torch.from_numpy(samples.target)
     net = SpectralPair(width=width)
+    model = process.wrap(net)
     optimiser = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=2e-2)
     rng = np.random.default_rng(seed)
     begin, epoch = time.monotonic(), 0
-    while (not epochs or epoch < epochs) and time.monotonic() - begin < seconds:
+    while (not epochs or epoch < epochs) and process.elapsed(begin) < seconds:
         order = rng.permutation(len(samples))
         total, count = 0.0, 0
         for i in range(0, len(order) - _BATCH + 1, _BATCH):
-            spent = (time.monotonic() - begin) / seconds if not epochs else (epoch + i / len(order)) / epochs
+            spent = process.elapsed(begin) / seconds if not epochs else (epoch + i / len(order)) / epochs
             if spent >= 1.0:
                 break
             warm = min(1.0, spent / _WARM + 0.01)
@@ -180,7 +185,9 @@ def fit_spectral(
             at = torch.from_numpy(order[i : i + _BATCH])
             inputs, truth = turned(x[at], target[at, :3], int(rng.integers(ANGULAR)), bool(rng.random() < 0.5))
             inputs = inputs + 0.02 * torch.randn_like(inputs) * inputs[:, 4:5]
-            loss = laplace_loss(net(inputs, beside[at]), torch.cat([truth, target[at, 3:]], 1))
+            batch = inputs, beside[at], torch.cat([truth, target[at, 3:]], 1)
+            inputs, told, truth = (process.share(part).to(process.device) for part in batch)
+            loss = laplace_loss(model(inputs, told), truth)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
@@ -189,10 +196,10 @@ def fit_spectral(
         epoch += 1
         if say is not None:
             text = f"epoch {epoch}, {time.monotonic() - begin:.0f} s, loss {total / max(count, 1):.4f}"
-            if validation is not None and (epoch % 3 == 0 or count == 0):
+            if validation is not None and process.writes and (epoch % 3 == 0 or count == 0):
                 text += f", validation {spectral_error(net, validation)}"
             say(text)
-    return net.eval()
+    return net.cpu().eval()
 
 
 def spectral_error(net: SpectralPair, samples: SpectralSet) -> dict[str, float]:
@@ -200,12 +207,11 @@ def spectral_error(net: SpectralPair, samples: SpectralSet) -> dict[str, float]:
     import torch
 
     net.eval()
+    device = next(net.parameters()).device
     inside = (np.abs(samples.target[:, 0]) <= 4) & (np.abs(samples.target[:, 1:3]).max(1) <= 6)
     with torch.inference_mode():
-        out = net(
-            torch.from_numpy(features(samples.stats[inside], samples.covered[inside])),
-            torch.from_numpy(samples.extras[inside]),
-        ).numpy()
+        x = torch.from_numpy(features(samples.stats[inside], samples.covered[inside]))
+        out = net(x.to(device), torch.from_numpy(samples.extras[inside]).to(device)).cpu().numpy()
     net.train()
     truth = samples.target[inside]
     error = np.abs(out[:, :3] - truth[:, :3])
