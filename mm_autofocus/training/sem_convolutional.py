@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm_autofocus.estimators.pair_spectra import REFERENCE_PX
+from mm_autofocus.training.distributed import ALONE, Rank
 from mm_autofocus.training.sem_pairs import PairSampler, Ranges, TrainingPair
 
 if TYPE_CHECKING:
@@ -101,6 +102,7 @@ def fit_pair_net(
     curriculum: float = 0.15,
     learning_rate: float = 3e-3,
     seed: int = 0,
+    process: Rank = ALONE,
     say: Say | None = None,
 ) -> PairNet:
     """Train a `PairNet` on pairs as they are simulated.
@@ -119,6 +121,9 @@ def fit_pair_net(
         At the top of the cosine.
     seed
         Of initial weights and symmetries.
+    process
+        Which of the processes of ``torchrun`` this is: each simulates its share of every batch, from a sampler whose
+        seed is its own.
     say
         Told about progress.
     """
@@ -127,28 +132,29 @@ def fit_pair_net(
     from mm_autofocus.networks.pair_net import PairNet
 
     torch.manual_seed(seed)
-    rng = np.random.default_rng([0xC0, seed])
+    rng = np.random.default_rng([0xC0, process.seed(seed)])
     net = PairNet().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model, each = process.wrap(net), process.part(batch)
     optimiser = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=1e-2)
     whole, seen, log, begin = sampler.ranges, 0, [], time.monotonic()
     while seen < pairs:
         spent = seen / pairs
         sampler.ranges = CURRICULUM if spent < curriculum else whole
         _schedule(optimiser, learning_rate, spent, seen / (batch * 100.0))
-        images, target, beside = _pair_batch(sampler, batch, edge, rng)
-        out = net(images, beside)
+        images, target, beside = (t.to(process.device) for t in _pair_batch(sampler, each, edge, rng))
+        out = model(images, beside)
         loss = _laplace(out, target)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
         optimiser.step()
-        seen += batch
+        seen += each * process.size
         log.append((out[:, :3] - target[:, :3]).abs().mean(0).tolist())
         if say is not None and len(log) == 100:
             say(f"{seen} pairs, {time.monotonic() - begin:.0f} s, errors {np.mean(log, 0).round(3)} of half the step")
             log = []
     sampler.ranges = whole
-    return net.eval()  # type: ignore[no-any-return]
+    return net.cpu().eval()  # type: ignore[no-any-return]
 
 
 def _pair_batch(
@@ -237,6 +243,7 @@ def fit_deepfocus(
     noise: float = Augmentation.noise,
     learning_rate: float = 2e-3,
     seed: int = 0,
+    process: Rank = ALONE,
     say: Say | None = None,
 ) -> DeepFocus:
     """Train the paper's network for setup A: L1 loss, AdamW, its augmentations; a cosine in place of its slow decay.
@@ -253,7 +260,7 @@ def fit_deepfocus(
         Pixels averaged along each axis before the network sees them: a patch of 128 at 4 shows what one of 512 does.
     noise
         Standard deviation of the augmentation's noise; the paper's is larger than most of a binned image's contrast.
-    batch, curriculum, learning_rate, seed, say
+    batch, curriculum, learning_rate, seed, process, say
         As for `fit_pair_net`.
     """
     import torch
@@ -261,11 +268,12 @@ def fit_deepfocus(
     from mm_autofocus.networks.deepfocus import DeepFocus, score_loss
 
     torch.manual_seed(seed)
-    rng = np.random.default_rng([0xDF, seed])
+    rng = np.random.default_rng([0xDF, process.seed(seed)])
     net = DeepFocus(edge, scores)
     for module in net.modules():  # a tenth of dropout at every layer keeps a run this short from learning at all
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    model, each = process.wrap(net), process.part(batch)
     optimiser = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=1e-2)
     patches = 5 if scores else 1
     seen, log, begin = 0, [], time.monotonic()
@@ -273,20 +281,20 @@ def fit_deepfocus(
         spent = seen / pairs
         sampler.ranges = setup_a_ranges(spent < curriculum, binning)
         _schedule(optimiser, learning_rate, spent, seen / (batch * 100.0))
-        images, target = _deepfocus_batch(sampler, batch, edge, patches, Augmentation(noise=noise), rng)
-        out = net(images)
+        images, target = (t.to(process.device) for t in _deepfocus_batch(sampler, each, edge, patches, Augmentation(noise=noise), rng))
+        out = model(images)
         single = (out[:, :3] - target).abs().mean()
         loss = score_loss(out.reshape(-1, patches, 4), target[::patches]) if scores else single
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
         optimiser.step()
-        seen += batch
+        seen += each * process.size
         log.append((out[:, :3] - target).abs().mean(0).tolist())
         if say is not None and len(log) == 50:
             say(f"{seen} pairs, {time.monotonic() - begin:.0f} s, errors {(np.mean(log, 0) * SCALES).round(3)}")
             log = []
-    return net.eval()
+    return net.cpu().eval()
 
 
 def _deepfocus_batch(
@@ -323,6 +331,7 @@ def fit_deepscore(
     batch: int = 8,
     learning_rate: float = 2e-3,
     seed: int = 0,
+    process: Rank = ALONE,
     say: Say | None = None,
 ) -> DeepScore:
     """Train the paper's score network for setup A on single frames: L1 distance to |wd| and |stig x| + |stig y|.
@@ -333,7 +342,7 @@ def fit_deepscore(
         Of pairs; its ranges are replaced by those of setup A.
     images
         How many frames to simulate; both of a pair serve, each at its own working distance.
-    batch, learning_rate, seed, say
+    batch, learning_rate, seed, process, say
         As for `fit_pair_net`.
     """
     import torch
@@ -341,37 +350,38 @@ def fit_deepscore(
     from mm_autofocus.networks.deepscore import EDGE, DeepScore, score_target
 
     torch.manual_seed(seed)
-    rng = np.random.default_rng([0xD5, seed])
+    rng = np.random.default_rng([0xD5, process.seed(seed)])
     net = DeepScore()
     for module in net.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    model, each = process.wrap(net), process.part(batch)
     optimiser = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=1e-2)
     augment = Augmentation(noise=0.1)
     sampler.ranges = replace(setup_a_ranges(small=False), small_share=0.35, residual_px=0.0)
     seen, log, begin = 0, [], time.monotonic()
-    scales = torch.tensor(SCORE_SCALES)
+    scales = torch.tensor(SCORE_SCALES, device=process.device)
     while seen < images:
         _schedule(optimiser, learning_rate, seen / images, seen / (batch * 100.0))
         frames: list[Array] = []
         knobs: list[Array] = []
-        while len(frames) < batch:
+        while len(frames) < each:
             for pair in sampler.draw((EDGE, EDGE), 2):
                 both = augment(np.stack([pair.under, pair.over]) * np.float32(2 / 255) - np.float32(1), rng)
                 truth = knobs_of(pair, pair.aberration)
                 for image, offset in zip(both, (-5.0, 5.0), strict=True):
                     frames.append(image[None])
                     knobs.append(truth + np.array([offset, 0, 0], dtype=np.float32))
-        target = score_target(torch.from_numpy(np.stack(knobs)))
-        out = net(torch.from_numpy(np.stack(frames)))
+        target = score_target(torch.from_numpy(np.stack(knobs))).to(process.device)
+        out = model(torch.from_numpy(np.stack(frames)).to(process.device))
         loss = (out - target / scales).abs().mean()
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 2.0)
         optimiser.step()
-        seen += len(frames)
+        seen += len(frames) * process.size
         log.append(((out.detach() * scales) - target).abs().mean(0).tolist())
         if say is not None and len(log) == 50:
             say(f"{seen} images, {time.monotonic() - begin:.0f} s, errors {np.mean(log, 0).round(3)} (µm, a.u.)")
             log = []
-    return net.eval()
+    return net.cpu().eval()
