@@ -23,6 +23,7 @@ from mm_autofocus.estimators.focus_score import (
     load_scorer,
     normalised,
 )
+from mm_autofocus.training.distributed import ALONE, Rank
 from mm_autofocus.training.score_data import (
     SEEN,
     TEST_SEED,
@@ -246,7 +247,7 @@ def _fit_ours(
 
 def fit_blur_nets(
     train: FeatureSet, held: FeatureSet, *, seed: int = 0, epochs: int = EPOCHS, loss: list[float] | None = None,
-    say: Say = lambda _: None,
+    process: Rank = ALONE, say: Say = lambda _: None,
 ) -> tuple[Arrays, dict[str, Any]]:  # fmt: skip
     """Fit the members on features, and scale their standard deviations by held-out ones.
 
@@ -268,6 +269,7 @@ def fit_blur_nets(
         torch.manual_seed(1000 * seed + member)
         rng = torch.Generator().manual_seed(1000 * seed + member)
         net = BlurScoreNet(x.shape[1])
+        model = process.wrap(net)
         optimiser = torch.optim.AdamW(net.parameters(), 2e-3, weight_decay=3e-3)
         steps = epochs * (len(x) // batch)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 3e-3, max(steps, 2))
@@ -276,8 +278,8 @@ def fit_blur_nets(
             order = torch.randperm(len(x), generator=rng)[: len(x) // batch * batch].view(-1, batch)
             for part in order:
                 noisy = x[part] + _FEATURE_NOISE * torch.randn(batch, x.shape[1], generator=rng)
-                out = net(noisy)
-                away, log_scale = out[:, 0] - y[part], out[:, 1].clamp(-6.0, 2.0)
+                out = model(process.share(noisy).to(process.device))
+                away, log_scale = out[:, 0] - process.share(y[part]).to(process.device), out[:, 1].clamp(-6.0, 2.0)
                 laplace = (away.abs() / log_scale.exp() + log_scale).mean()
                 value = laplace + 0.15 * (away**2).mean()
                 optimiser.zero_grad()
@@ -288,7 +290,7 @@ def fit_blur_nets(
             if loss is not None and member == 0:
                 loss.append(total / len(order))
         say(f"network {member + 1} of {MEMBERS}: mean square error {total / len(order):.3f}")
-        arrays |= {f"{member}.{name}": value.numpy().copy() for name, value in net.state_dict().items()}
+        arrays |= {f"{member}.{name}": value.numpy().copy() for name, value in net.cpu().state_dict().items()}
     parameters: dict[str, Any] = {"members": MEMBERS}
     unscaled = BlurScorer(SemCard(model="score", what="", weights="", parameters=parameters), arrays)
     scores, sigmas = unscaled.scores(held.features)
@@ -306,6 +308,7 @@ def _fit_convolutional(
     seed: int,
     loss: list[float],
     say: Say,
+    process: Rank = ALONE,
 ) -> tuple[Arrays, dict[str, Any]]:
     import torch
 
@@ -315,23 +318,26 @@ def _fit_convolutional(
     torch.manual_seed(seed)
     parameters: dict[str, Any] = {"width": AENET_WIDTH} if network == "aenet" else {}
     net: nn.Module = AENet(AENET_WIDTH) if network == "aenet" else ResNet18Score()
+    model = process.wrap(net)
     # The papers': Adam at 0.01 in batches of 90, and SGD at 2e-4 one by one. In minutes neither gets anywhere.
     optimiser = torch.optim.AdamW(net.parameters(), 1e-3)
     batch = 8
+    each = process.part(batch)
     steps = max(count // batch, 2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, steps)
     top = LARGEST if network == "aenet" else LARGEST_SCORE
-    images = sampler.samples(steps * batch)
+    images = sampler.samples(steps * each)
     begin = time.monotonic()
     recent: list[float] = []
     net.train()
     for step in range(steps):
-        part = [next(images) for _ in range(batch)]
+        part = [next(images) for _ in range(each)]
         x = torch.from_numpy(np.stack([normalised(i.image)[None] for i in part]))
         magnification = torch.tensor([i.magnification for i in part], dtype=torch.float32)
         given = [i.score if labels is None else by_experts(i.score, labels) for i in part]
         y = torch.tensor([min(value, top) for value in given], dtype=torch.float32)
-        value = ((net(x, magnification) - y) ** 2).mean()
+        x, magnification, y = (t.to(process.device) for t in (x, magnification, y))
+        value = ((model(x, magnification) - y) ** 2).mean()
         optimiser.zero_grad()
         value.backward()
         optimiser.step()
@@ -341,7 +347,7 @@ def _fit_convolutional(
             loss.append(float(np.mean(recent)))
             recent = []
             say(f"{(step + 1) * batch} of {count} images: loss {loss[-1]:.3f}, {time.monotonic() - begin:.0f} s")
-    arrays: Arrays = {name: value.detach().numpy().copy() for name, value in net.state_dict().items()}
+    arrays: Arrays = {name: value.detach().numpy().copy() for name, value in net.cpu().state_dict().items()}
     return arrays, parameters
 
 
