@@ -23,6 +23,7 @@ from mm_autofocus.networks.acnet import (
     states,
 )
 from mm_autofocus.strategies.dual_network import sensitive_action_um
+from mm_autofocus.training.distributed import ALONE, Rank
 from mm_autofocus.training.score_data import SEEN, TRAINING_SEED, FocusSeries, Say, focus_series, render_views
 
 SERIES, FRAMES = 30, 250
@@ -230,22 +231,24 @@ def simulated_curves(
 
 
 def fit_acnet(
-    curves: Sequence[Curve], *, epochs: int = EPOCHS, seed: int = 0, say: Say = lambda _: None
+    curves: Sequence[Curve], *, epochs: int = EPOCHS, seed: int = 0, process: Rank = ALONE, say: Say = lambda _: None
 ) -> tuple[Arrays, dict[str, Any]]:
     """Fit the network; return its arrays, and loss and accuracy over the training.
 
-    The accuracy is the share of actions within 5 % of the largest one of their target.
+    The accuracy is the share of actions within 5 % of the largest one of their target. Each process of ``torchrun`` has
+    episodes and a memory of its own, for its share of every batch.
     """
     import torch
 
     torch.manual_seed(seed)
     torch.set_num_threads(1)
-    rng = np.random.default_rng([0xAC1, seed])
+    rng = np.random.default_rng([0xAC1, process.seed(seed)])
     net = acnet()
+    model, each = process.wrap(net), process.part(BATCH)
     optimiser = torch.optim.Adam(net.parameters(), LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, epochs)
     usable = [curve for curve in curves if curve.values[:, 0].max() > 4.0]
-    episodes = Episodes(usable or curves, BATCH, seed)
+    episodes = Episodes(usable or curves, each, process.seed(seed))
     memory_states = np.empty((MEMORY, episodes.states().shape[1]), np.float32)
     memory_targets = np.empty(MEMORY, np.float32)
     filled = 0
@@ -256,17 +259,17 @@ def fit_acnet(
         if epoch % EPISODE == 0:
             episodes.reset()
         told, wanted = episodes.states(), episodes.targets()
-        place = (np.arange(BATCH) + filled) % MEMORY
+        place = (np.arange(each) + filled) % MEMORY
         memory_states[place], memory_targets[place] = told, wanted
-        filled += BATCH
+        filled += each
         net.eval()
         with torch.inference_mode():
-            actions = net(torch.from_numpy(told))[:, 0].numpy()
-        episodes.move(actions + (_EXPLORE * rng.standard_normal(BATCH)).astype(np.float32))
+            actions = net(torch.from_numpy(told).to(process.device))[:, 0].cpu().numpy()
+        episodes.move(actions + (_EXPLORE * rng.standard_normal(each)).astype(np.float32))
         net.train()
-        chosen = rng.integers(min(filled, MEMORY), size=BATCH)
-        out = net(torch.from_numpy(memory_states[chosen]))[:, 0]
-        away = out - torch.from_numpy(memory_targets[chosen])
+        chosen = rng.integers(min(filled, MEMORY), size=each)
+        out = model(torch.from_numpy(memory_states[chosen]).to(process.device))[:, 0]
+        away = out - torch.from_numpy(memory_targets[chosen]).to(process.device)
         loss = (away**2).mean()
         optimiser.zero_grad()
         loss.backward()
@@ -278,7 +281,6 @@ def fit_acnet(
             accuracies.append(round(float(np.mean([r[1] for r in recent])), 4))
             recent = []
             say(f"{epoch + 1} of {epochs}: loss {losses[-1]:.4f}, within 5 % {accuracies[-1]:.0%}")
-    arrays: Arrays = {
-        name: value.detach().numpy().copy() for name, value in net.state_dict().items() if "num_batches" not in name
-    }
+    state = net.cpu().state_dict()
+    arrays: Arrays = {n: v.detach().numpy().copy() for n, v in state.items() if "num_batches" not in n}
     return arrays, {"loss": losses, "accuracy": accuracies}
