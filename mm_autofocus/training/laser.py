@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from mm_autofocus.readouts.features import Features
 from mm_autofocus.readouts.profile import CLIP, LOG_SCALE, ProfileReadout, error_curves, with_arrays
+from mm_autofocus.training.distributed import ALONE, Rank
 from mm_autofocus.training.laser_synthetic import RANGES, Frames, join
 
 Array = NDArray[np.float64]
@@ -32,6 +33,7 @@ def fit_profile(
     seed: int = 0,
     threads: int = 1,
     weights: Array | None = None,
+    process: Rank = ALONE,
     progress: Progress | None = None,
 ) -> ProfileReadout:
     """Train the network and learn the gate.
@@ -52,6 +54,8 @@ def fit_profile(
         Fix the result; same seed and threads, same weights.
     weights
         Chance of each frame to be drawn; None for even chances.
+    process
+        Which of the processes of ``torchrun`` this is; they share every batch.
     progress
         Told after each epoch.
     """
@@ -73,6 +77,7 @@ def fit_profile(
     )  # fmt: skip
     if start is not None:
         _load(net, start)
+    model = process.wrap(net)
     optimiser = torch.optim.AdamW(net.parameters(), learning_rate, weight_decay=1e-2)
     per_epoch = max(len(x) // _BATCH, 1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, learning_rate, epochs * per_epoch + 1)
@@ -83,9 +88,10 @@ def fit_profile(
         for i in range(per_epoch):
             at = torch.from_numpy(drawn[i * _BATCH : (i + 1) * _BATCH])
             noisy = standard[at] + _FEATURE_NOISE * torch.randn(len(at), x.shape[1])
-            out = net(noisy)
+            out = model(process.share(noisy).to(process.device))
+            wanted = process.share(target[at]).to(process.device)
             log_scale = out[:, 1].clamp(*LOG_SCALE)
-            loss = ((out[:, 0] - target[at]).abs() * torch.exp(-log_scale) + log_scale).mean()
+            loss = ((out[:, 0] - wanted).abs() * torch.exp(-log_scale) + log_scale).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -93,7 +99,7 @@ def fit_profile(
             total += loss.item()
         if progress is not None:
             progress(epoch + 1, epochs, total / per_epoch)
-    arrays: dict[str, Any] = {"mean": mean.astype(np.float32), "scale": scale, **_arrays(net)}
+    arrays: dict[str, Any] = {"mean": mean.astype(np.float32), "scale": scale, **_arrays(net.cpu())}
     inside = np.abs(frames.defocus) <= range_um
     return ProfileReadout(arrays, range_um, shape).with_gate(x[inside])
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm_autofocus.readouts.paper import PaperReadout, normalise
+from mm_autofocus.training.distributed import ALONE, Rank
 
 Array = NDArray[np.float64]
 Small = NDArray[np.float32]
@@ -34,6 +35,7 @@ def fit_paper(
     freeze_layers: int = 0,
     seed: int = 0,
     threads: int = 1,
+    process: Rank = ALONE,
     progress: Progress | None = None,
 ) -> PaperReadout:
     """Train MobileNetV2: mean squared error, Adam, the weights of the best validation epoch.
@@ -62,6 +64,8 @@ def fit_paper(
         Freeze so many first layers, as Keras counts them; 100 when transferring.
     seed, threads
         Fix the result for a number of epochs.
+    process
+        Which of the processes of ``torchrun`` this is; they share every batch.
     progress
         Told after each epoch.
     """
@@ -76,17 +80,19 @@ def fit_paper(
         net.load_state_dict(copy.deepcopy(start._net.state_dict()))
     frozen = freeze(net, freeze_layers)
     net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = process.wrap(net)
     centre, half = float(defocus_um.mean()), float(np.ptp(defocus_um)) / 2
-    target = torch.from_numpy(((defocus_um - centre) / half).astype(np.float32))
+    target = torch.from_numpy(((defocus_um - centre) / half).astype(np.float32)).to(process.device)
     stacks = np.unique(stack)
     held = np.isin(stack, stacks[9::10] if len(stacks) >= 10 else stacks[-1:]) if len(stacks) > 1 else stack < 0
     train, validate = np.flatnonzero(~held), np.flatnonzero(held)
     optimiser = torch.optim.Adam([p for p in net.parameters() if p.requires_grad], learning_rate)
     rng = np.random.default_rng(seed)
-    best, best_loss, deadline = copy.deepcopy(net.state_dict()), float("inf"), time.monotonic() + seconds
+    best, best_loss, begin = copy.deepcopy(net.state_dict()), float("inf"), time.monotonic()
 
     def batch(at: NDArray[np.int64]) -> Any:
-        return torch.from_numpy(normalise(small[at]))[:, None].contiguous(memory_format=torch.channels_last)
+        images = torch.from_numpy(normalise(small[at]))[:, None].contiguous(memory_format=torch.channels_last)
+        return images.to(process.device)
 
     # an epoch is at most 2000 images, so that a short training too has several to choose the best from
     pending: list[int] = []
@@ -99,13 +105,13 @@ def fit_paper(
         chosen, pending = np.array(pending[:2000]), pending[2000:]
         losses = []
         for i in range(0, len(chosen) - len(chosen) % _BATCH or 1, _BATCH):
-            at = chosen[i : i + _BATCH]
-            loss = ((net(batch(at)) - target[at]) ** 2).mean()
+            at = process.share(chosen[i : i + _BATCH])
+            loss = ((model(batch(at)) - target[at]) ** 2).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
             losses.append(loss.item())
-            if time.monotonic() > deadline:
+            if process.elapsed(begin) > seconds:
                 break
         net.eval()
         checked = validate if len(validate) else chosen
@@ -117,9 +123,9 @@ def fit_paper(
             best, best_loss = copy.deepcopy(net.state_dict()), loss_value
         if progress is not None:
             progress(epoch + 1, float(np.mean(losses)), loss_value)
-        if time.monotonic() > deadline:
+        if process.elapsed(begin) > seconds:
             break
-    arrays: dict[str, NDArray[np.generic]] = {name: value.contiguous().numpy() for name, value in best.items()}
+    arrays: dict[str, NDArray[np.generic]] = {name: value.cpu().contiguous().numpy() for name, value in best.items()}
     arrays |= {
         "centre": np.array([centre]), "half_range": np.array([half]), "sigma": np.array([best_loss**0.5 * half]),
     }  # fmt: skip
