@@ -76,8 +76,10 @@ class ApertureModel:
     def shifts(self, small: NDArray[np.float32]) -> Array:
         """Return shifts in steps, shape (series, 2), for prepared images of shape (series, frames, px, px)."""
         self._net.eval()
+        device = next(self._net.parameters()).device  # of a GPU while it trains there
+        split = np.array_split(small, -(-len(small) // 64))
         with torch.inference_mode():
-            parts = [self._net(torch.from_numpy(part)).numpy() for part in np.array_split(small, -(-len(small) // 64))]
+            parts = [self._net(torch.from_numpy(part).to(device)).cpu().numpy() for part in split]
         return np.asarray((np.concatenate(parts).astype(float) - self.OFFSET) * _RANGE)
 
     # ------------------------------------------------------------------ files

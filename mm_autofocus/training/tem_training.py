@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm_autofocus.networks.aperture_model import ApertureModel, prepared
+from mm_autofocus.training.distributed import ALONE, Rank
 
 Array = NDArray[np.float64]
 Small = NDArray[np.float32]
@@ -73,6 +74,7 @@ def train(
     epochs: int = 200,
     seed: int = 0,
     threads: int = 1,
+    process: Rank = ALONE,
     on_epoch: OnEpoch | None = None,
 ) -> Training:
     """Train one network from scratch: mean squared error, batches of 32, the variant's optimiser.
@@ -91,15 +93,18 @@ def train(
         200 in the paper.
     seed
         Fixes initial weights and order; with one thread the result repeats.
+    process
+        Which of the processes of ``torchrun`` this is; they share every batch.
     """
     import torch
 
     from mm_autofocus.networks.aperture_cnn import ApertureCNN, make_optimiser
 
-    torch.manual_seed(seed)
+    torch.manual_seed(process.seed(seed))  # dropout; the weights to begin with are the first process's
     torch.set_num_threads(threads)
     px = small.shape[-1]
     net = ApertureCNN(variant, px, small.shape[1]).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    parallel = process.wrap(net)
     optimiser = make_optimiser(net.variant, net)
     images = torch.from_numpy(small).contiguous(memory_format=torch.channels_last)
     labels = torch.from_numpy((shifts / RANGE + ApertureModel.OFFSET).astype(np.float32))
@@ -112,17 +117,22 @@ def train(
         total = 0.0
         order = rng.permutation(len(shifts))
         for at in range(0, len(order), BATCH):
-            batch = order[at : at + BATCH]
-            loss = ((net(images[batch]) - labels[batch]) ** 2).mean()
+            whole = order[at : at + BATCH]
+            if at and len(whole) < process.size:
+                break  # the rest of a pass is too small to share
+            batch = process.share(whole)
+            out = parallel(images[batch].to(process.device))
+            loss = ((out - labels[batch].to(process.device)) ** 2).mean()
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
-            total += loss.item() * len(batch)
+            total += loss.item() * len(whole)
         if on_epoch is not None:
             on_epoch(epoch + 1, total / len(order))
         if test is not None and (epoch + 1) % max(epochs // 10, 1) == 0:
             curve.append(rmse_percent(model.shifts(test[0]) - test[1]))
     seconds = time.perf_counter() - began
+    net.cpu()
     errors = model.shifts(test[0]) - test[1] if test is not None else np.empty((0, 2))
     inside = rmse_percent(model.shifts(small) - shifts)
     rmse = rmse_percent(errors)
@@ -132,7 +142,7 @@ def train(
 
 def repeated(
     images: Small, shifts: Array, variant: str, *, repeats: int, epochs: int, seed: int = 0, threads: int = 1,
-    on_training: Callable[[int, Training], None] | None = None,
+    process: Rank = ALONE, on_training: Callable[[int, Training], None] | None = None,
 ) -> list[Training]:  # fmt: skip
     """Train several times, each with another split and other initial weights (20 to 30 times in the paper)."""
     outcomes = []
@@ -140,7 +150,7 @@ def repeated(
         inside, outside = split(len(shifts), seed + repeat)
         outcome = train(
             images[inside], shifts[inside], variant, test=(images[outside], shifts[outside]), epochs=epochs,
-            seed=seed + repeat, threads=threads,
+            seed=seed + repeat, threads=threads, process=process,
         )  # fmt: skip
         outcomes.append(outcome)
         if on_training is not None:
