@@ -1,0 +1,24 @@
+"""Runs every training loop as one of the processes of torchrun; writes the weights of each."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from loops import LOOPS
+
+from mm_autofocus.training.distributed import process_group
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    with process_group() as process:
+        for name, loop in LOOPS.items():
+            np.savez(folder / f"{name}-{process.rank}-of-{process.size}.npz", **loop(process=process))
+        assert process.gathered(process.rank) == list(range(process.size))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
