@@ -19,8 +19,8 @@ from typing import Any, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from mm_autofocus.benchmark.workers import in_parallel
 from mm_autofocus.errors import SettingsError
+from mm_autofocus.parallel import in_parallel
 
 logger = logging.getLogger(__name__)
 
@@ -177,7 +177,7 @@ def run_bench(
         File of JSON lines; made when absent. Kill the run at any time: started again it goes on, and no pair is
         lost or measured twice.
     workers, scheduler
-        See `mm_autofocus.benchmark.workers.in_parallel`.
+        See `mm_autofocus.parallel.in_parallel`.
     progress
         Called with the number done, the number of all pairs, and the record.
 

@@ -327,7 +327,7 @@ def bench_light(
     seed
         Another seed draws other cases.
     workers, scheduler
-        See `mm_autofocus.benchmark.workers.in_parallel`.
+        See `mm_autofocus.parallel.in_parallel`.
     fresh
         Measure everything again, in place of going on: the earlier journal is kept as light-previous.jsonl.
     baseline, write_baseline

@@ -13,8 +13,8 @@ import pytest
 
 from benchmark.bench_cases import METHODS, TracedCase, cases, measure
 from mm_autofocus.benchmark.runner import Journal, Method, Record, key_of, run_bench
-from mm_autofocus.benchmark.workers import in_parallel
 from mm_autofocus.errors import SettingsError
+from mm_autofocus.parallel import in_parallel
 
 HERE = Path(__file__)
 TESTS = HERE.parent.parent
@@ -174,7 +174,7 @@ def test_a_scheduler_elsewhere_is_used_and_a_failure_comes_back(tmp_path: Path) 
 
 def test_a_scheduler_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("distributed")
-    monkeypatch.setattr("mm_autofocus.benchmark.workers.CONNECT_S", 0.5)
+    monkeypatch.setattr("mm_autofocus.parallel.CONNECT_S", 0.5)
     with pytest.raises(SettingsError, match=r"no dask scheduler answers at tcp://127\.0\.0\.1:9"):
         list(in_parallel(abs, [1], scheduler="tcp://127.0.0.1:9"))
 
