@@ -13,7 +13,6 @@ from typing import Any, Generic, TypeVar
 
 from mm_autofocus.errors import SettingsError
 
-Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 CONNECT_S = 10.0
@@ -30,7 +29,12 @@ class Done(Generic[Result]):
 
 
 def in_parallel(
-    function: Callable[[Item], Result], items: Sequence[Item], *, workers: int = 0, scheduler: str = ""
+    function: Callable[..., Result],
+    items: Sequence[Any],
+    *,
+    common: object = None,
+    workers: int = 0,
+    scheduler: str = "",
 ) -> Iterator[Done[Result]]:
     """Yield each item's outcome as soon as it is there: in order when serial, in any order otherwise.
 
@@ -40,6 +44,8 @@ def in_parallel(
         Importable, as are the items' classes, so that it can be sent to a worker.
     items
         What to run it on.
+    common
+        What the function takes before each item, unless None: it is sent once to a worker, however large it is.
     workers
         Number of processes of a local cluster; 0 runs everything here.
     scheduler
@@ -54,18 +60,19 @@ def in_parallel(
         raise SettingsError(f"--workers {workers} cannot be; 0 runs everything in this process")
     if not items:
         return
+    before = () if common is None else (common,)
     if not workers and not scheduler:
         for index, item in enumerate(items):
             try:
-                yield Done(index, result=function(item))
+                yield Done(index, result=function(*before, item))
             except Exception as error:
                 yield Done(index, error=error)
         return
-    yield from _on_cluster(function, items, workers, scheduler)
+    yield from _on_cluster(function, before, items, workers, scheduler)
 
 
 def _on_cluster(
-    function: Callable[[Item], Result], items: Sequence[Item], workers: int, scheduler: str
+    function: Callable[..., Result], before: tuple[Any, ...], items: Sequence[Any], workers: int, scheduler: str
 ) -> Iterator[Done[Result]]:
     try:
         distributed: Any = import_module("distributed")  # optional, and untyped
@@ -91,7 +98,8 @@ def _on_cluster(
                 )
             )
             client = stack.enter_context(distributed.Client(cluster))
-        futures = client.map(function, items, pure=False)
+        sent = [client.scatter([value], broadcast=True, hash=False)[0] for value in before]
+        futures = client.map(function, *([future] * len(items) for future in sent), items, pure=False)
         index = {future.key: i for i, future in enumerate(futures)}
         for future in distributed.as_completed(futures):
             raised = future.exception()
