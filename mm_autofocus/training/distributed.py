@@ -126,6 +126,16 @@ class Rank:
         dist.all_gather_object(parts, mine)
         return parts  # type: ignore[return-value]
 
+    def from_first(self, value: Value) -> Value:
+        """Return the first process's value in all of them; a large one is sent once."""
+        if self.size == 1:
+            return value
+        import torch.distributed as dist
+
+        held = [value if self.writes else None]
+        dist.broadcast_object_list(held, 0)
+        return held[0]  # type: ignore[return-value]
+
     def told(self, say: Callable[Told, None]) -> Callable[Told, None]:
         """Return a way to tell progress, which is silent in all processes but the first."""
 
