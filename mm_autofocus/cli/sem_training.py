@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_autofocus.errors import SettingsError
+from mm_autofocus.training.machines import HERE, Machines
 
 Say = Callable[[str], None]
 
@@ -16,7 +17,14 @@ _CARD_KEYS = ("trained_on", "command")
 
 
 def train(
-    model: str, out: Path, *, minutes: float = 0.0, seed: int = 0, measure: bool = True, say: Say = print
+    model: str,
+    out: Path,
+    *,
+    minutes: float = 0.0,
+    seed: int = 0,
+    measure: bool = True,
+    machines: Machines = HERE,
+    say: Say = print,
 ) -> dict[str, Any]:
     """Train an electron-image model on simulated specimens, measure it on unseen ones, and write card and weights.
 
@@ -32,6 +40,8 @@ def train(
         Same model, minutes and seed: same weights.
     measure
         Whether the card says how good the model is on unseen specimens.
+    machines
+        To simulate and to train on.
     say
         Told about progress.
 
@@ -47,7 +57,7 @@ def train(
     if out.suffix != ".json":
         raise SettingsError(f"train sem: the card {out} must end in .json; the weights go beside it")
     _need_torch("train sem")
-    card = train_model(model, out, minutes=minutes, seed=seed, measure=measure, say=say)
+    card = train_model(model, out, minutes=minutes, seed=seed, measure=measure, machines=machines, say=say)
     return {"card": str(out), "weights": str(out.parent / card.weights), "measured": card.measured}
 
 

@@ -17,6 +17,7 @@ from scipy import fft
 from scipy.special import j1
 
 from mm_autofocus.simulation.sem_specimen import Specimen, SpecimenKind
+from mm_autofocus.training.machines import HERE, Machines
 
 Array = NDArray[np.float32]
 
@@ -117,6 +118,7 @@ def render_views(
     *,
     size: int = VIEW,
     pixels_um: Sequence[float] = _PIXELS_UM,
+    machines: Machines = HERE,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[NDArray[np.uint8]]:
     """Return views of specimens, one specimen each, at pixel sizes taken in turn; shape (size, size) each.
@@ -131,20 +133,24 @@ def render_views(
         Of the first specimen; the others follow.
     size, pixels_um
         Edge of a view in pixels, and pixel sizes; those of the specimens' own levels are the fastest to render.
+    machines
+        To render on.
     progress
         Told (done, all).
     """
-    views = []
+    places = []
     rng = np.random.default_rng([0x5E, seed])
     for i in range(each):
         for k, kind in enumerate(kinds):
             pixel = pixels_um[(i + k) % len(pixels_um)]
             x, y = pixel * np.round(rng.uniform(-50.0, 50.0, 2) / pixel)
-            view = Specimen(kind, seed + i).view(x, y, pixel, (size, size))
-            views.append(np.asarray(np.round(255.0 * view), dtype=np.uint8))
-            if progress is not None:
-                progress(len(views), each * len(kinds))
-    return views
+            places.append((kind, seed + i, float(x), float(y), pixel))
+    return machines.make(_rendered, size, places, progress)
+
+
+def _rendered(size: int, place: tuple[SpecimenKind, int, float, float, float]) -> NDArray[np.uint8]:
+    kind, seed, x, y, pixel_um = place
+    return np.asarray(np.round(255.0 * Specimen(kind, seed).view(x, y, pixel_um, (size, size))), dtype=np.uint8)
 
 
 @dataclass(slots=True)

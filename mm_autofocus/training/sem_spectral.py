@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -101,6 +101,12 @@ def spectral_set(
             if say is not None and drawn % 1000 == 0:
                 say(f"{drawn} pairs, {len(target)} samples, {time.monotonic() - begin:.0f} s")
     return SpectralSet(np.stack(stats), np.stack(covered), np.stack(beside), np.array(target, dtype=np.float32))
+
+
+def spectral_part(views: Sequence[NDArray[np.uint8]], part: tuple[int, int]) -> SpectralSet:
+    """Return the set of one sampler: a part of a large set, of (seed, pairs)."""
+    seed, pairs = part
+    return spectral_set(PairSampler(views, seed), pairs=pairs)
 
 
 def join_sets(sets: list[SpectralSet]) -> SpectralSet:

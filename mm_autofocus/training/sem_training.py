@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm_autofocus.estimators.cards import Arrays, Model, SemCard, save_card
+from mm_autofocus.training.machines import HERE, Machines
 from mm_autofocus.training.sem_evaluation import Conditions, evaluate, score_order
 from mm_autofocus.training.sem_pairs import (
     TEST_KINDS,
@@ -38,6 +39,9 @@ _PAIRS_PER_MINUTE: dict[Model, float] = {"convolutional": 1500.0, "deepfocus": 4
 _VIEWS = 12
 _CALIBRATION_PAIRS = 300
 
+_HOW = ("training_seconds", "threads", "processes", "device")
+"""What a card says of its training, which measuring leaves as it is."""
+
 _WHAT: dict[Model, str] = {
     "spectral": "spectral pair network: defocus and astigmatism from the log-polar spectra of two frames (ours)",
     "convolutional": "convolutional pair network: the same from pixels, patch by patch (ours)",
@@ -54,6 +58,7 @@ def train_model(
     seed: int = 0,
     measure: bool = True,
     views: Views | None = None,
+    machines: Machines = HERE,
     say: Say = print,
 ) -> SemCard:
     """Train one model on simulated pairs, measure it on specimens that it has not seen, and write card and weights.
@@ -75,27 +80,34 @@ def train_model(
         False to leave the measurements out of the card.
     views
         Of training specimens; rendered when None.
+    machines
+        To simulate and to train on: workers make the data set of the spectral network (the others learn from pairs as
+        they are simulated), processes share the batches; the first measures and writes.
     say
         Told about progress.
     """
     import torch
 
     torch.set_num_threads(1)
+    process = machines.process
+    say = process.told(say)
     begin = time.monotonic()
     spent = minutes or MINUTES[model]
     if views is None:
         say(f"rendering {_VIEWS * len(TRAINING_KINDS)} views of training specimens")
-        views = render_views(TRAINING_KINDS, _VIEWS, TRAINING_SEED)
+        views = render_views(TRAINING_KINDS, _VIEWS, TRAINING_SEED, machines=machines)
     trainer = {"spectral": _spectral, "convolutional": _convolutional, "deepfocus": _deepfocus, "deepscore": _deepscore}
-    arrays, parameters, trained_on = trainer[model](views, spent, seed, say)
+    arrays, parameters, trained_on = trainer[model](views, spent, seed, machines, say)
     seconds = time.monotonic() - begin
     card = SemCard(
         model=model, what=_WHAT[model], weights=f"{out.stem}.safetensors",
         precision="float32" if model == "spectral" else "float16", parameters=parameters,
         trained_on=f"{trained_on}; specimens {', '.join(TRAINING_KINDS)}, seeds from {TRAINING_SEED}",
-        command=f"mm-autofocus train sem --model {model} --out {out.name} --minutes {spent:g} --seed {seed}",
-        measured={"training_seconds": round(seconds), "threads": 1},
+        command=process.command(f"train sem --model {model} --out {out.name} --minutes {spent:g} --seed {seed}"),
+        measured={"training_seconds": round(seconds), "threads": 1, **process.about()},
     )  # fmt: skip
+    if not process.writes:
+        return card
     save_card(out, card, arrays)
     if measure:
         card = measure_card(out, say=say)
@@ -120,7 +132,7 @@ def measure_card(path: Path, *, pairs: int = 64, say: Say = print) -> SemCard:
     _, arrays = load_card(path, card.model)
     validation = render_views(TRAINING_KINDS, 2, VALIDATION_SEED)
     test = render_views(TEST_KINDS, 2, TEST_SEED)
-    measured: dict[str, Any] = {k: v for k, v in card.measured.items() if k in ("training_seconds", "threads")}
+    measured: dict[str, Any] = {k: v for k, v in card.measured.items() if k in _HOW}
     if card.model == "deepscore":
         measured |= {"validation": score_order(_load(path, card.model), validation, seed=1)}
         measured |= {"unseen": score_order(_load(path, card.model), test, seed=2)}
@@ -181,41 +193,48 @@ def _load(path: Path, model: Model) -> Any:
 Trained = tuple[Arrays, dict[str, Any], str]
 
 
-def _spectral(views: Views, minutes: float, seed: int, say: Say) -> Trained:
-    from mm_autofocus.training.sem_spectral import fit_spectral, join_sets, spectral_set
+def _spectral(views: Views, minutes: float, seed: int, machines: Machines, say: Say) -> Trained:
+    from mm_autofocus.training.sem_spectral import fit_spectral, join_sets, spectral_part
 
     chunks = max(1, round(minutes / _SPECTRAL_MINUTES))
     pairs = round(_SPECTRAL_CHUNK * min(1.0, minutes / _SPECTRAL_MINUTES))
-    sets = [spectral_set(PairSampler(views, 10 * seed + 1 + i), pairs=pairs, say=say) for i in range(chunks)]
+    parts = [(10 * seed + 1 + i, pairs) for i in range(chunks)]
+    sets = machines.make(spectral_part, views, parts, lambda i, n: say(f"{i} of {n} parts of {pairs} simulated pairs"))
     samples = join_sets(sets)
-    net = fit_spectral(samples, epochs=_SPECTRAL_EPOCHS, seed=seed, say=say)
+    net = fit_spectral(samples, epochs=_SPECTRAL_EPOCHS, seed=seed, process=machines.process, say=say)
     return _arrays(net), {}, f"{chunks * pairs} simulated pairs, {_SPECTRAL_EPOCHS} epochs of their spectra"
 
 
-def _convolutional(views: Views, minutes: float, seed: int, say: Say) -> Trained:
+def _convolutional(views: Views, minutes: float, seed: int, machines: Machines, say: Say) -> Trained:
     from mm_autofocus.training.sem_convolutional import fit_pair_net
 
     pairs = round(_PAIRS_PER_MINUTE["convolutional"] * minutes)
-    net = fit_pair_net(PairSampler(views, 10 * seed + 5), pairs=pairs, seed=seed, say=say)
+    process = machines.process
+    sampler = PairSampler(views, process.seed(10 * seed + 5))
+    net = fit_pair_net(sampler, pairs=pairs, seed=seed, process=process, say=say)
     return _arrays(net), {}, f"{pairs} simulated pairs of 256 x 256, each seen once"
 
 
-def _deepfocus(views: Views, minutes: float, seed: int, say: Say) -> Trained:
+def _deepfocus(views: Views, minutes: float, seed: int, machines: Machines, say: Say) -> Trained:
     from mm_autofocus.training.sem_convolutional import SCALES, fit_deepfocus
 
     pairs = round(_PAIRS_PER_MINUTE["deepfocus"] * minutes)
-    net = fit_deepfocus(PairSampler(views, 10 * seed + 6), pairs=pairs, edge=256, seed=seed, say=say)
+    process = machines.process
+    sampler = PairSampler(views, process.seed(10 * seed + 6))
+    net = fit_deepfocus(sampler, pairs=pairs, edge=256, seed=seed, process=process, say=say)
     parameters = {"edge": 256, "scores": False, "scales": list(SCALES), "step_um": 10.0, "pixel_um": 0.01,
                   "convergence_mrad": 8.7, "stigmator_um": 6.0, "stigmator_rotation_deg": 3.0}  # fmt: skip
     trained_on = f"{pairs} simulated pairs of 256 x 256, each seen once, ±5 µm at 8.7 mrad and 10 nm (setup A)"
     return _arrays(net), parameters, trained_on
 
 
-def _deepscore(views: Views, minutes: float, seed: int, say: Say) -> Trained:
+def _deepscore(views: Views, minutes: float, seed: int, machines: Machines, say: Say) -> Trained:
     from mm_autofocus.training.sem_convolutional import SCORE_SCALES, fit_deepscore
 
     images = round(_PAIRS_PER_MINUTE["deepscore"] * minutes)
-    net = fit_deepscore(PairSampler(views, 10 * seed + 7), images=images, seed=seed, say=say)
+    process = machines.process
+    sampler = PairSampler(views, process.seed(10 * seed + 7))
+    net = fit_deepscore(sampler, images=images, seed=seed, process=process, say=say)
     return _arrays(net), {"scales": list(SCORE_SCALES)}, f"{images} simulated frames of 512 x 512 at 8.7 mrad and 10 nm"
 
 
