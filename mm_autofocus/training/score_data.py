@@ -24,6 +24,7 @@ from mm_autofocus.estimators.focus_score import (
 from mm_autofocus.simulation.electron_probe import Probe, ProbeFamily, blurred
 from mm_autofocus.simulation.sem_column import ColumnSetup
 from mm_autofocus.simulation.sem_specimen import Specimen, SpecimenKind
+from mm_autofocus.training.machines import HERE, Machines
 
 Image = NDArray[np.uint8]
 Say = Callable[[str], None]
@@ -121,6 +122,7 @@ def render_views(
     *,
     magnifications: Sequence[float] | None = None,
     fine: float = _FINE_SHARE,
+    machines: Machines = HERE,
     say: Say = lambda _: None,
 ) -> list[ScoreView]:
     """Draw views of specimens; each has a seed, a place and a magnification of its own.
@@ -137,30 +139,49 @@ def render_views(
         Taken in turn; None to draw them evenly in their logarithm from `MAGNIFICATIONS` and a little beyond.
     fine
         Share of views at half the pixel size, as of frames with twice the pixels at the same magnification.
+    machines
+        To render on.
     say
         Told about progress.
     """
-    views = []
-    for kind in kinds:
-        low, high = MAGNIFICATIONS[kind]
-        for i in range(count):
-            rng = np.random.default_rng([0x5C0, seed + i, list(SpecimenKind).index(SpecimenKind(kind))])
-            if magnifications is None:
-                # A little beyond the range at either end, for the ends to lie within what is learnt.
-                span = (i + float(rng.uniform())) / count
-                magnification = low / _BEYOND * (high / low * _BEYOND**2) ** span
-            else:
-                magnification = magnifications[i % len(magnifications)]
-            pixel_um = pixel_um_of(magnification) * (0.5 if rng.uniform() < fine else 1.0)
-            specimen, image = Specimen(kind, seed + i), np.zeros(VIEW, np.float32)
-            for _ in range(4):
-                x, y = rng.uniform(-PLACE_UM, PLACE_UM, 2)
-                image = specimen.view(float(x), float(y), pixel_um, VIEW)
-                if image.std() > 2 * LEAST_CONTRAST:
-                    break
-            views.append(ScoreView(kind, seed + i, magnification, pixel_um, image.astype(np.float16)))
-        say(f"{count} views of {kind}")
-    return views
+    plan = _Plan(count, seed, magnifications, fine)
+    which = [(kind, i) for kind in kinds for i in range(count)]
+
+    def told(done: int, every: int) -> None:
+        if done % count == 0:
+            say(f"{done} of {every} views")
+
+    return machines.make(_view, plan, which, told)
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What the views of `render_views` have in common."""
+
+    count: int
+    seed: int
+    magnifications: Sequence[float] | None
+    fine: float
+
+
+def _view(plan: _Plan, which: tuple[str, int]) -> ScoreView:
+    kind, i = which
+    low, high = MAGNIFICATIONS[kind]
+    rng = np.random.default_rng([0x5C0, plan.seed + i, list(SpecimenKind).index(SpecimenKind(kind))])
+    if plan.magnifications is None:
+        # A little beyond the range at either end, for the ends to lie within what is learnt.
+        span = (i + float(rng.uniform())) / plan.count
+        magnification = low / _BEYOND * (high / low * _BEYOND**2) ** span
+    else:
+        magnification = plan.magnifications[i % len(plan.magnifications)]
+    pixel_um = pixel_um_of(magnification) * (0.5 if rng.uniform() < plan.fine else 1.0)
+    specimen, image = Specimen(kind, plan.seed + i), np.zeros(VIEW, np.float32)
+    for _ in range(4):
+        x, y = rng.uniform(-PLACE_UM, PLACE_UM, 2)
+        image = specimen.view(float(x), float(y), pixel_um, VIEW)
+        if image.std() > 2 * LEAST_CONTRAST:
+            break
+    return ScoreView(kind, plan.seed + i, magnification, pixel_um, image.astype(np.float16))
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +24,7 @@ from mm_autofocus.estimators.focus_score import (
     normalised,
 )
 from mm_autofocus.training.distributed import ALONE, Rank
+from mm_autofocus.training.machines import HERE, Machines
 from mm_autofocus.training.score_data import (
     SEEN,
     TEST_SEED,
@@ -39,6 +40,7 @@ from mm_autofocus.training.score_data import (
     by_experts,
     render_views,
 )
+from mm_autofocus.training.score_parts import FramePart, parts_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -54,6 +56,12 @@ MEMBERS, EPOCHS, BATCH = 3, 60, 128
 
 AENET_WIDTH = 8
 """Channels of the first stage of the AENet that comes along; the paper's 64 take days on graphics cards."""
+
+_PART = 500
+"""Draws that a worker turns into features at a time."""
+
+_HOW = ("training_seconds", "threads", "parameters", "loss", "processes", "device")
+"""What a card says of its training, which measuring leaves as it is."""
 
 _VALIDATION_IMAGES = 600
 _FEATURE_NOISE = 0.05
@@ -78,6 +86,11 @@ def feature_set(images: Sequence[ScoredImage]) -> FeatureSet:
     return FeatureSet(features, np.array([i.score for i in shown], dtype=np.float32))
 
 
+def features_of_part(views: Sequence[ScoreView], part: FramePart) -> FeatureSet:
+    """Return the features of part of the training frames."""
+    return feature_set(list(part.images(views)))
+
+
 def train_score(
     network: ScoreNetwork,
     out: Path,
@@ -87,6 +100,7 @@ def train_score(
     expert_noise: bool = False,
     seed: int = 0,
     measure: bool = True,
+    machines: Machines = HERE,
     say: Say = print,
 ) -> SemCard:
     """Train one score network on simulated frames, measure it on specimens it has not seen, write card and weights.
@@ -107,6 +121,9 @@ def train_score(
         Of everything drawn.
     measure
         False to leave the measurements out of the card.
+    machines
+        To simulate and to train on: workers render views and make the features of ours (the others learn from frames as
+        they are simulated), processes share the batches; the first measures and writes.
     say
         Told about progress.
 
@@ -118,19 +135,22 @@ def train_score(
     import torch
 
     torch.set_num_threads(1)
+    process = machines.process
+    say = process.told(say)
     begin = time.monotonic()
     count = images or IMAGES[network]
     if count < 64:
         raise SettingsError(f"{count} images are too few to train a score network; take at least 64")
     if views is None:
-        views = render_views(SEEN, VIEWS, TRAINING_SEED, say=say)
-    labels = np.random.default_rng([0x5C3, seed]) if expert_noise else None
-    sampler = ScoreSampler(views, seed)
+        views = render_views(SEEN, VIEWS, TRAINING_SEED, machines=machines, say=say)
+    own = seed if network == "ours" else process.seed(seed)  # the others learn from frames as each process draws them
+    labels = np.random.default_rng([0x5C3, own]) if expert_noise else None
+    sampler = ScoreSampler(views, own)
     loss: list[float] = []
     if network == "ours":
-        arrays, parameters = _fit_ours(sampler, count, labels, seed, loss, say)
+        arrays, parameters = _fit_ours(sampler, count, labels, seed, loss, say, machines)
     else:
-        arrays, parameters = _fit_convolutional(network, sampler, count, labels, seed, loss, say)
+        arrays, parameters = _fit_convolutional(network, sampler, count, labels, seed, loss, say, process)
     what = {
         "ours": "focus score of one image from its blur features, fully connected (ours)",
         "aenet": f"AENet, {AENET_WIDTH} instead of 64 channels at first; trained for minutes, the paper's for 2 days",
@@ -142,12 +162,16 @@ def train_score(
         model=model, what=what, weights=f"{out.stem}.safetensors",
         precision="float32" if network == "ours" else "float16", parameters=parameters,
         trained_on=f"{count} frames of {', '.join(SEEN)}, seeds from {TRAINING_SEED}, 500 to 30,000x{experts}",
-        command=f"mm-autofocus train sem-score --network {network} --out {out.name} --images {count} --seed {seed}",
+        command=process.command(
+            f"train sem-score --network {network} --out {out.name} --images {count} --seed {seed}"
+        ),
         measured={
             "training_seconds": round(time.monotonic() - begin), "threads": 1, "parameters": _size(arrays),
-            "loss": [round(value, 4) for value in loss],
+            "loss": [round(value, 4) for value in loss], **process.about(),
         },
     )  # fmt: skip
+    if not process.writes:
+        return card
     save_card(out, card, arrays)
     return measure_card(out, network, say=say) if measure else card
 
@@ -172,7 +196,7 @@ def measure_card(path: Path, network: ScoreNetwork, *, views: int = 5, images: i
 
     card, arrays = load_card(path, "score" if network == "ours" else network)
     scorer = load_scorer(network, path)
-    measured = {k: v for k, v in card.measured.items() if k in ("training_seconds", "threads", "parameters", "loss")}
+    measured = {k: v for k, v in card.measured.items() if k in _HOW}
     kept = ("rmse", "correlation", "within_1", "count")
     for name, part in held_out_images(views=views, images=images, say=say).items():
         found = errors_of(scorer, part)
@@ -226,23 +250,25 @@ def compare(scores: NDArray[np.float64], images: Sequence[ScoredImage]) -> dict[
 
 # ---------------------------------------------------------------------- ours
 def _fit_ours(
-    sampler: ScoreSampler, count: int, labels: np.random.Generator | None, seed: int, loss: list[float], say: Say
+    sampler: ScoreSampler,
+    count: int,
+    labels: np.random.Generator | None,
+    seed: int,
+    loss: list[float],
+    say: Say,
+    machines: Machines = HERE,
 ) -> tuple[Arrays, dict[str, Any]]:
     begin = time.monotonic()
-    images: list[FeatureSet] = []
-    chunk: list[ScoredImage] = []
-    for image in sampler.samples(-(-count // 2), repeats=2):
-        chunk.append(image if labels is None else replace(image, score=by_experts(image.score, labels)))
-        if len(chunk) == 1000:
-            images.append(feature_set(chunk))
-            chunk = []
-            say(f"{1000 * len(images)} of {count} images, {time.monotonic() - begin:.0f} s")
-    if chunk:
-        images.append(feature_set(chunk))
+    parts = parts_of(sampler, -(-count // 2), _PART, repeats=2, labels=labels)
+    images = machines.make(
+        features_of_part, sampler.views, parts, lambda i, n: say(f"{i} of {n} parts, {time.monotonic() - begin:.0f} s")
+    )
     train = FeatureSet(np.concatenate([i.features for i in images]), np.concatenate([i.scores for i in images]))
-    validation_views = render_views(SEEN, VALIDATION_VIEWS, VALIDATION_SEED) if count > 1000 else sampler.views
+    validation_views = sampler.views
+    if count > 1000:
+        validation_views = render_views(SEEN, VALIDATION_VIEWS, VALIDATION_SEED, machines=machines)
     held = feature_set(list(ScoreSampler(validation_views, seed + 1).samples(min(_VALIDATION_IMAGES, count))))
-    return fit_blur_nets(train, held, seed=seed, loss=loss, say=say)
+    return fit_blur_nets(train, held, seed=seed, loss=loss, process=machines.process, say=say)
 
 
 def fit_blur_nets(
