@@ -24,7 +24,16 @@ from mm_autofocus.networks.acnet import (
 )
 from mm_autofocus.strategies.dual_network import sensitive_action_um
 from mm_autofocus.training.distributed import ALONE, Rank
-from mm_autofocus.training.score_data import SEEN, TRAINING_SEED, FocusSeries, Say, focus_series, render_views
+from mm_autofocus.training.machines import HERE, Machines
+from mm_autofocus.training.score_data import (
+    SEEN,
+    TRAINING_SEED,
+    FocusSeries,
+    Say,
+    ScoreView,
+    focus_series,
+    render_views,
+)
 
 SERIES, FRAMES = 30, 250
 """Focus series (the paper has 91), and frames of each."""
@@ -164,6 +173,7 @@ def train_control(
     epochs: int = EPOCHS,
     seed: int = 0,
     curves: Sequence[Curve] | None = None,
+    machines: Machines = HERE,
     say: Say = print,
 ) -> SemCard:
     """Train ACNet and write its card and weights.
@@ -184,6 +194,9 @@ def train_control(
         Of everything drawn.
     curves
         Curves made before; None to simulate and score them.
+    machines
+        To simulate and to train on: workers render, blur and score the focus series, processes share the batches; the
+        first writes.
     say
         Told about progress.
 
@@ -193,41 +206,48 @@ def train_control(
         For fewer than 3 series or 20 frames.
     """
     begin = time.monotonic()
+    process = machines.process
+    say = process.told(say)
     if series < len(SEEN) or frames < EPISODE:
         raise SettingsError(f"{series} series of {frames} frames are too few; take at least {len(SEEN)} of {EPISODE}")
     if curves is None:
         curves = simulated_curves(
             load_scorer(score_network, score_model), series=series, frames=frames, action_limit=action_limit, seed=seed,
-            say=say,
+            machines=machines, say=say,
         )  # fmt: skip
-    arrays, measured = fit_acnet(curves, epochs=epochs, seed=seed, say=say)
+    arrays, measured = fit_acnet(curves, epochs=epochs, seed=seed, process=process, say=say)
     card = SemCard(
         model="acnet", what="ACNet: how far to turn the working distance, from the last 20 scores",
         weights=f"{out.stem}.safetensors", precision="float16",
         parameters={"action_limit": action_limit, "score_network": score_network},
         trained_on=f"{len(curves)} simulated series of {frames} frames of {', '.join(SEEN)}, scored by {score_network}",
-        command=(
-            f"mm-autofocus train sem-control --out {out.name} --score-network {score_network} --series {series} "
+        command=process.command(
+            f"train sem-control --out {out.name} --score-network {score_network} --series {series} "
             f"--frames {frames} --epochs {epochs} --seed {seed}"
         ),
-        measured=measured | {"training_seconds": round(time.monotonic() - begin), "threads": 1},
+        measured=measured | {"training_seconds": round(time.monotonic() - begin), "threads": 1, **process.about()},
     )  # fmt: skip
-    save_card(out, card, arrays)
+    if process.writes:
+        save_card(out, card, arrays)
     return card
 
 
 def simulated_curves(
     scorer: FocusScorer, *, series: int = SERIES, frames: int = FRAMES, action_limit: str = "sensitivity",
-    seed: int = 0, say: Say = lambda _: None,
+    seed: int = 0, machines: Machines = HERE, say: Say = lambda _: None,
 ) -> list[Curve]:  # fmt: skip
     """Return curves of simulated focus series, as many of each training specimen."""
-    views = render_views(SEEN, -(-series // len(SEEN)), TRAINING_SEED + SERIES_SEED, fine=0.0, say=say)
-    curves = []
-    for i, view in enumerate(views):
-        curves.append(measured_curve(focus_series(view, 1000 * seed + i, frames=frames), scorer, action_limit))
-        if i % 5 == 4:
-            say(f"{i + 1} of {len(views)} focus series")
-    return curves
+    views = render_views(
+        SEEN, -(-series // len(SEEN)), TRAINING_SEED + SERIES_SEED, fine=0.0, machines=machines, say=say
+    )
+    places = [(1000 * seed + i, view) for i, view in enumerate(views)]
+    return machines.make(_simulated, (scorer, frames, action_limit), places, lambda i, n: say(f"{i} of {n} series"))
+
+
+def _simulated(common: tuple[FocusScorer, int, str], place: tuple[int, ScoreView]) -> Curve:
+    """Return the curve of one place."""
+    (scorer, frames, action_limit), (seed, view) = common, place
+    return measured_curve(focus_series(view, seed, frames=frames), scorer, action_limit)
 
 
 def fit_acnet(
