@@ -18,6 +18,7 @@ from mm_autofocus.settings import Settings
 from mm_autofocus.strategies.laser import Laser, LaserSettings
 from mm_autofocus.strategies.laser_care import KNOWN_UM
 from mm_autofocus.training.laser_dataset import Day, acquire_day, days, frames_of, take_frames
+from mm_autofocus.training.machines import HERE, Machines
 
 Say = Callable[[str], None]
 
@@ -88,6 +89,7 @@ def train(
     synthetic_days: int = 0,
     seed: int = 0,
     threads: int = 1,
+    machines: Machines = HERE,
     say: Say = print,
 ) -> dict[str, Any]:
     """Train our readouts: jointly on a dataset's days and synthetic ones, or on synthetic days alone.
@@ -104,6 +106,8 @@ def train(
         How many; 0 for 300 beside a dataset.
     seed, threads
         Same numbers, same weights.
+    machines
+        To simulate synthetic days and to train on; the first process writes.
     say
         Told what goes on.
 
@@ -113,11 +117,13 @@ def train(
         When the dataset cannot be used.
     """
     from mm_autofocus.readouts.profile import ProfileReadout
-    from mm_autofocus.training.laser import adapt, pretrain
+    from mm_autofocus.training.laser import adapt, pretrain, pretraining_days
     from mm_autofocus.training.laser_dataset import read_day
-    from mm_autofocus.training.laser_synthetic import synthetic_frames
+    from mm_autofocus.training.laser_synthetic import DaysPlan
 
     began = time.perf_counter()
+    process = machines.process
+    say = process.told(say)
 
     def progress(epoch: int, epochs: int, loss: float) -> None:
         say(f"epoch {epoch} of {epochs}, loss {loss:.3f}")
@@ -126,7 +132,11 @@ def train(
         if synthetic_days < 10:
             raise SettingsError(f"{synthetic_days} synthetic days are too few to train on; give a dataset, or 10 days")
         count = synthetic_days
-        made = {k: pretrain(k, days=count, frames=24, seed=seed, threads=threads, progress=progress) for k in _KINDS}
+        sets = pretraining_days(_KINDS, days=count, frames=24, seed=seed, machines=machines)
+        made = {
+            kind: pretrain(kind, both, seed=seed, threads=threads, process=process, progress=progress)
+            for kind, both in sets.items()
+        }
         trained_on = (
             f"{count} synthetic days of as many simulated instruments, 24 frames each and range, drift family "
             "gaussian-walk at 0.7 to 2 times the usual drift"
@@ -140,25 +150,29 @@ def train(
                 f"the dataset's images are {day.shape}, the model to begin with reads {start.card.shape}; train one "
                 "for this camera on synthetic days first"
             )
+        plans = [DaysPlan(kind, synthetic_days or 300, 24, seed + 11) for kind in _KINDS]
         made = {}
-        for kind in _KINDS:
+        for kind, synthetic in zip(_KINDS, machines.make(DaysPlan.simulated, None, plans), strict=True):
             readout = start.long if kind == "long" else start.short
             if not isinstance(readout, ProfileReadout):
                 raise SettingsError(f"the model to begin with has no {kind}-range readout of ours; choose another base")
-            own, synthetic = frames_of(folders, kind), synthetic_frames(kind, synthetic_days or 300, 24, seed + 11)
-            made[kind] = adapt(readout, own, synthetic, seed=seed, threads=threads, progress=progress)
+            own = frames_of(folders, kind)
+            made[kind] = adapt(readout, own, synthetic, seed=seed, threads=threads, process=process, progress=progress)
         trained_on = f"{len(folders)} days ({', '.join(f.name for f in folders)}) on {start.card.trained_on}"
         first = start.card.model_copy(update={"objective": day.objective, "exposure_ms": day.exposure_ms})
     seconds = time.perf_counter() - began
     card = first.model_copy(
         update={
             "long_um": made["long"].range_um, "short_um": made["short"].range_um, "trained_on": trained_on,
-            "command": f"mm-autofocus train laser --out {out.name} --synthetic-days {synthetic_days} --seed {seed}"
-            + (f" --dataset {dataset.name}" if dataset else ""),
-            "measured": {"training_seconds": round(seconds, 1), "threads": threads},
+            "command": process.command(
+                f"train laser --out {out.name} --synthetic-days {synthetic_days} --seed {seed}"
+                + (f" --dataset {dataset.name}" if dataset else "")
+            ),
+            "measured": {"training_seconds": round(seconds, 1), "threads": threads, **process.about()},
         }
     )  # fmt: skip
-    LaserModel(card, made["long"], made["short"]).save(out)
+    if process.writes:
+        LaserModel(card, made["long"], made["short"]).save(out)
     return {"model": str(out), "seconds": round(seconds, 1), "trained_on": trained_on}
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from mm_autofocus.readouts.features import Features
 from mm_autofocus.readouts.profile import CLIP, LOG_SCALE, ProfileReadout, error_curves, with_arrays
 from mm_autofocus.training.distributed import ALONE, Rank
-from mm_autofocus.training.laser_synthetic import RANGES, Frames, join
+from mm_autofocus.training.laser_synthetic import RANGES, DaysPlan, Frames, join
+from mm_autofocus.training.machines import HERE, Machines
 
 Array = NDArray[np.float64]
 Progress = Callable[[int, int, float], None]
@@ -123,6 +124,7 @@ def adapt(
     learning_rate: float = 1e-3,
     seed: int = 0,
     threads: int = 1,
+    process: Rank = ALONE,
     progress: Progress | None = None,
 ) -> ProfileReadout:
     """Train on, jointly on one's own days and on synthetic ones (so that other days are not forgotten).
@@ -135,7 +137,7 @@ def adapt(
         Labelled frames.
     share
         Share of one's own frames among those drawn.
-    epochs, learning_rate, seed, threads, progress
+    epochs, learning_rate, seed, threads, process, progress
         See `fit_profile`.
     """
     both = join([own, synthetic])
@@ -147,34 +149,55 @@ def adapt(
     )
     trained = fit_profile(
         both, start.range_um, start.shape, start=start, epochs=epochs, learning_rate=learning_rate, seed=seed,
-        threads=threads, weights=weights, progress=progress,
+        threads=threads, weights=weights, process=process, progress=progress,
     )  # fmt: skip
     kept = {name: value for name, value in start.weights.items() if name.startswith("curve_")}
     return with_arrays(trained, kept)
 
 
+def pretraining_days(
+    kinds: Sequence[str], *, days: int = 700, frames: int = 40, seed: int = 0, machines: Machines = HERE
+) -> dict[str, tuple[Frames, Frames]]:
+    """Simulate days of as many instruments for each range, and a fifth as many others for the day-to-day error.
+
+    Parameters
+    ----------
+    kinds
+        Of "long" and "short".
+    days, frames
+        Synthetic days, and frames of each.
+    seed
+        Fixes everything.
+    machines
+        To simulate on.
+    """
+    plans = []
+    for kind in kinds:
+        plans.append(DaysPlan(kind, days, frames, seed + 1))
+        plans.append(DaysPlan(kind, max(days // 5, 8), 60, seed + 2, (0.7, 1.5)))
+    made = machines.make(DaysPlan.simulated, None, plans)
+    return dict(zip(kinds, zip(made[::2], made[1::2], strict=True), strict=True))
+
+
 def pretrain(
-    kind: str, *, days: int = 700, frames: int = 40, epochs: int = 40, seed: int = 0, threads: int = 1,
-    progress: Progress | None = None,
+    kind: str, days: tuple[Frames, Frames], *, epochs: int = 40, seed: int = 0, threads: int = 1,
+    process: Rank = ALONE, progress: Progress | None = None,
 ) -> ProfileReadout:  # fmt: skip
-    """Train on synthetic days of as many instruments, and learn the day-to-day error from a fifth as many others.
+    """Train on synthetic days, and learn the day-to-day error from others.
 
     Parameters
     ----------
     kind
         "long" or "short".
-    days, frames
-        Synthetic days, and frames of each.
-    epochs, seed, threads, progress
+    days
+        Its two sets of `pretraining_days`.
+    epochs, seed, threads, process, progress
         See `fit_profile`.
     """
-    from mm_autofocus.training.laser_synthetic import synthetic_frames
-
+    frames, unseen = days
     readout = fit_profile(
-        synthetic_frames(kind, days, frames, seed + 1), RANGES[kind], epochs=epochs, seed=seed, threads=threads,
-        progress=progress,
-    )  # fmt: skip
-    unseen = synthetic_frames(kind, max(days // 5, 8), 60, seed + 2, scale=(0.7, 1.5))
+        frames, RANGES[kind], epochs=epochs, seed=seed, threads=threads, process=process, progress=progress
+    )
     return learn_curves(readout, unseen)
 
 

@@ -87,6 +87,21 @@ def synthetic_frames(
     return join(parts)
 
 
+@dataclass(frozen=True, slots=True)
+class DaysPlan:
+    """Arguments of `synthetic_frames`: one part of what a training needs."""
+
+    kind: str
+    days: int
+    frames: int
+    seed: int
+    scale: tuple[float, float] = (0.7, 2.0)
+
+    def simulated(self) -> Frames:
+        """Return the frames of these days."""
+        return synthetic_frames(self.kind, self.days, self.frames, self.seed, scale=self.scale)
+
+
 def labelled(images: Images, defocus_um: Array, day: int = 0) -> Frames:
     """Frames of images of known defocus, shape (frames, pixels, pixels) and (frames,), all of one day."""
     return Frames(defocus_um, of_images(images), np.full(defocus_um.size, day, dtype=np.int64))
