@@ -11,6 +11,7 @@ import numpy as np
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mm_autofocus.errors import SettingsError
+from mm_autofocus.training.machines import HERE, Machines
 
 Say = Callable[[str], None]
 
@@ -72,9 +73,39 @@ def calibrate(
     }  # fmt: skip
 
 
+def simulate_nights(
+    dataset: Path, *, nights: int, points: int, revolutions: float, reach: float, wobble: float, count: int, seed: int,
+    day: int, machines: Machines, say: Say,
+) -> dict[str, Any]:  # fmt: skip
+    """Acquire datasets of several nights of the simulated column, a folder each, for a network to train on.
+
+    Raises
+    ------
+    SettingsError
+        When a folder holds another dataset.
+    """
+    from mm_autofocus.training.tem_dataset import Spiral
+
+    spiral = Spiral(points=points, revolutions=revolutions or max(points / 21.0, 1.0), reach=reach)
+    days = range(day, day + nights)
+    folders = [dataset / f"day{number}" for number in days]
+    taken = machines.make(
+        _night, (spiral, wobble, count, seed), list(zip(folders, days, strict=True)),
+        lambda i, n: say(f"{i} of {n} nights"),
+    )  # fmt: skip
+    return {"datasets": [str(folder) for folder in folders], "taken": sum(taken)}
+
+
+def _night(common: tuple[Any, float, int, int], night: tuple[Path, int]) -> int:
+    """Acquire the dataset of one night; return how many series were taken now."""
+    (spiral, wobble, count, seed), (folder, day) = common, night
+    return _simulated(folder, spiral, wobble, count, seed, day)
+
+
 def _simulated(
-    dataset: Path, spiral: Any, wobble: float, count: int, seed: int, day: int, told: Callable[[int, int], None]
-) -> int:
+    dataset: Path, spiral: Any, wobble: float, count: int, seed: int, day: int,
+    told: Callable[[int, int], None] | None = None,
+) -> int:  # fmt: skip
     from mm_autofocus.simulation.tem_column import TemColumn
     from mm_autofocus.training.tem_dataset import ColumnSource, WobbleCard, acquire
 
@@ -121,9 +152,11 @@ def _real(
 
 def train(
     datasets: Sequence[Path], out: Path, *, variant: str, px: int, epochs: int, repeats: int, seed: int, threads: int,
-    say: Say,
+    say: Say, machines: Machines = HERE,
 ) -> dict[str, Any]:  # fmt: skip
     """Train a network on datasets and keep the training with the median error.
+
+    Workers read and shrink a dataset each; the processes of ``torchrun`` share the batches, and the first writes.
 
     Raises
     ------
@@ -131,29 +164,38 @@ def train(
         When a dataset cannot be used, or there is no such variant.
     """
     from mm_autofocus.networks.aperture_cnn import VARIANTS
-    from mm_autofocus.training.tem_dataset import load
-    from mm_autofocus.training.tem_training import card_of, median, repeated, small_images
+    from mm_autofocus.training.tem_training import card_of, median, repeated
 
+    process = machines.process
+    say = process.told(say)
     if variant not in VARIANTS:
         raise SettingsError(f"there is no variant {variant!r}; there are: {', '.join(VARIANTS)}")
-    parts = [load(folder) for folder in datasets]
-    images = np.concatenate([small_images(part.images, px) for part in parts])
-    shifts = np.concatenate([part.shifts for part in parts])
+    parts = machines.make(_shrunk, px, datasets)
+    images, shifts = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     say(f"{len(shifts)} series; {repeats} trainings of {epochs} epochs at {px} x {px}")
     outcomes = repeated(
-        images, shifts, variant, repeats=repeats, epochs=epochs, seed=seed, threads=threads,
+        images, shifts, variant, repeats=repeats, epochs=epochs, seed=seed, threads=threads, process=process,
         on_training=lambda i, each: say(f"training {i + 1}: {each.rmse:.2f} % on the test set, {each.seconds:.0f} s"),
     )  # fmt: skip
     kept = median(outcomes)
     names = " ".join(f"--dataset {folder.name}" for folder in datasets)
-    command = f"mm-autofocus train tem {names} --variant {variant} --px {px} --epochs {epochs} --seed {seed}"
+    command = process.command(f"train tem {names} --variant {variant} --px {px} --epochs {epochs} --seed {seed}")
     kept.model.about = card_of(
-        kept, trained_on=[part.card.about for part in parts], series=len(shifts), command=command,
+        kept, trained_on=[about for _, _, about in parts], series=len(shifts), command=command, **process.about(),
         all_rmse_percent=[round(each.rmse, 3) for each in outcomes],
     )  # fmt: skip
-    path = kept.model.save(out)
+    path = kept.model.save(out) if process.writes else out
     say(f"median {kept.rmse:.2f} % of 1000 steps; written to {path}")
     return {"model": str(path), "rmse_percent": kept.rmse, "all": [each.rmse for each in outcomes]}
+
+
+def _shrunk(px: int, dataset: Path) -> tuple[Any, Any, dict[str, Any]]:
+    """Return a dataset's images at the network's size, its shifts, and what its card says about it."""
+    from mm_autofocus.training.tem_dataset import load
+    from mm_autofocus.training.tem_training import small_images
+
+    data = load(dataset)
+    return small_images(data.images, px), data.shifts, data.card.about
 
 
 def bench(
