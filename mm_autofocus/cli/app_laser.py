@@ -11,6 +11,7 @@ import typer
 
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
+from mm_autofocus.cli.training import EPILOG, Scheduler, Workers, machines
 
 Config = Annotated[Path, typer.Option(help="Micro-Manager configuration (.cfg).")]
 Toml = Annotated[Path, typer.Option("--settings", help="autofocus.toml with [strategies.laser].")]
@@ -59,7 +60,7 @@ def register(groups: Groups) -> None:
             if as_json:
                 print_json(outcome)
 
-    @groups.train.command("laser")
+    @groups.train.command("laser", epilog=EPILOG)
     def train_laser(
         out: Annotated[Path, typer.Option(help="The model's card (.json).")],
         dataset: Annotated[Path | None, typer.Option(help="Folder of days; none for synthetic days only.")] = None,
@@ -67,16 +68,22 @@ def register(groups: Groups) -> None:
         synthetic_days: Annotated[int, typer.Option(help="Synthetic days; 0 for 300 beside a dataset.")] = 0,
         seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
         threads: Annotated[int, typer.Option(help="Threads of torch.")] = 1,
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         as_json: Json = False,
     ) -> None:
-        """Train our readouts on days of stacks, or on synthetic days."""
-        with errors(as_json):
+        """Train our readouts on days of stacks, or on synthetic days.
+
+        Workers simulate the synthetic days of each range.
+        """
+        with machines(as_json, workers, scheduler) as used:
             from mm_autofocus.cli.laser import train
 
             outcome = train(
-                dataset, out, base=base, synthetic_days=synthetic_days, seed=seed, threads=threads, say=_say(as_json)
-            )
-            if as_json:
+                dataset, out, base=base, synthetic_days=synthetic_days, seed=seed, threads=threads, machines=used,
+                say=_say(as_json),
+            )  # fmt: skip
+            if as_json and used.process.writes:
                 print_json(outcome)
 
     @groups.recalibrate.command("laser")

@@ -11,6 +11,7 @@ import typer
 
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
+from mm_autofocus.cli.training import EPILOG, Scheduler, Workers, machines
 
 
 class Network(StrEnum):
@@ -52,7 +53,7 @@ def register(groups: Groups) -> None:
             else:
                 typer.echo((out / "sem_scores.md").read_text(encoding="utf-8"))
 
-    @groups.train.command("sem-score")
+    @groups.train.command("sem-score", epilog=EPILOG)
     def train_sem_score(
         out: Annotated[Path, typer.Option(help="The card to write (.json); weights go beside it.")] = Path(
             "score.json"
@@ -64,18 +65,26 @@ def register(groups: Groups) -> None:
         experts: Annotated[bool, typer.Option(help="Labels as people give them: whole numbers that scatter.")] = False,
         measure: Annotated[bool, typer.Option(help="Measure on specimens that were not seen, into the card.")] = True,
         seed: Annotated[int, typer.Option(help="Of everything drawn.", min=0)] = 0,
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         as_json: Json = False,
     ) -> None:
-        """Train a network that scores the focus of one image, from a simulated SEM at any magnification."""
-        with errors(as_json):
+        """Train a network that scores the focus of one image, from a simulated SEM at any magnification.
+
+        Workers render the specimens and make frames and features of ours; the other networks learn from frames that
+        each training process simulates as it goes.
+        """
+        with machines(as_json, workers, scheduler) as used:
             from mm_autofocus.training.score_training import train_score
 
             card = train_score(
-                network.value, out, images=images, expert_noise=experts, seed=seed, measure=measure, say=_say(as_json)
-            )
-            _tell(card.model_dump(), out, as_json)
+                network.value, out, images=images, expert_noise=experts, seed=seed, measure=measure, machines=used,
+                say=_say(as_json),
+            )  # fmt: skip
+            if used.process.writes:
+                _tell(card.model_dump(), out, as_json)
 
-    @groups.train.command("sem-control")
+    @groups.train.command("sem-control", epilog=EPILOG)
     def train_sem_control(
         out: Annotated[Path, typer.Option(help="The card to write (.json); weights go beside it.")] = Path(
             "control.json"
@@ -87,17 +96,23 @@ def register(groups: Groups) -> None:
         frames: Annotated[int, typer.Option(help="Frames of each.", min=20)] = 250,
         epochs: Annotated[int, typer.Option(help="Updates of the network.", min=30)] = 3000,
         seed: Annotated[int, typer.Option(help="Of everything drawn.", min=0)] = 0,
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         as_json: Json = False,
     ) -> None:
-        """Train ACNet, the paper's controller, on simulated focus series."""
-        with errors(as_json):
+        """Train ACNet, the paper's controller, on simulated focus series.
+
+        Workers simulate and score the series.
+        """
+        with machines(as_json, workers, scheduler) as used:
             from mm_autofocus.training.control_training import train_control
 
             card = train_control(
                 out, score_network=score_network.value, score_model=score_model, action_limit=action_limit.value,
-                series=series, frames=frames, epochs=epochs, seed=seed, say=_say(as_json),
+                series=series, frames=frames, epochs=epochs, seed=seed, machines=used, say=_say(as_json),
             )  # fmt: skip
-            _tell(card.model_dump(), out, as_json)
+            if used.process.writes:
+                _tell(card.model_dump(), out, as_json)
 
 
 def _tell(card: dict[str, object], out: Path, as_json: bool) -> None:

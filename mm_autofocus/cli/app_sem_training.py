@@ -12,6 +12,7 @@ import typer
 
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
+from mm_autofocus.cli.training import EPILOG, Scheduler, Workers, machines
 
 
 class SemModel(StrEnum):
@@ -63,26 +64,34 @@ def _bar() -> Iterator[tuple[Callable[[str], None], Callable[[int, int], None]]]
 def register(groups: Groups) -> None:
     """Add the commands to the groups of ``mm-autofocus``."""
 
-    @groups.train.command("sem")
+    @groups.train.command("sem", epilog=EPILOG)
     def train_sem(
         out: Annotated[Path, typer.Option(help="The model's card (.json).")],
         model: Annotated[SemModel, typer.Option(help="Which model.")] = SemModel.SPECTRAL,
         minutes: Annotated[float, typer.Option(help="Nominal; 0: as long as the one that comes along.", min=0)] = 0.0,
         seed: Annotated[int, typer.Option(help="Same seed, same weights.", min=0)] = 0,
         measure: Annotated[bool, typer.Option(help="Measure it on unseen specimens.")] = True,
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         as_json: Json = False,
     ) -> None:
-        """Train a model of electron images on simulated specimens, and measure it on others."""
-        with errors(as_json):
+        """Train a model of electron images on simulated specimens, and measure it on others.
+
+        Workers render the specimens and simulate the pairs of the spectral network; the other networks learn from pairs
+        that each training process simulates as it goes.
+        """
+        with machines(as_json, workers, scheduler) as used:
             from rich.console import Console
 
             from mm_autofocus.cli.sem_training import train
 
-            console = Console(stderr=True)
+            console = Console(stderr=True, quiet=not used.process.writes)
             with console.status(f"training {model.value}") as status:
                 # into a log every line, on a terminal the last one only
                 say = status.update if console.is_terminal else console.print
-                outcome = train(model.value, out, minutes=minutes, seed=seed, measure=measure, say=say)
+                outcome = train(model.value, out, minutes=minutes, seed=seed, measure=measure, machines=used, say=say)
+            if not used.process.writes:
+                return
             if as_json:
                 print_json(outcome)
             else:

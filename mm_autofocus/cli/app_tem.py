@@ -10,6 +10,8 @@ import typer
 
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
+from mm_autofocus.cli.training import EPILOG, Scheduler, Workers, machines
+from mm_autofocus.errors import SettingsError
 
 
 def _say(as_json: bool) -> Callable[[str], None]:
@@ -35,13 +37,34 @@ def register(groups: Groups) -> None:
         count: Annotated[int, typer.Option(help="Images of a wobble.", min=3)] = 7,
         seed: Annotated[int, typer.Option(help="Seed of the simulated column.")] = 1,
         day: Annotated[int, typer.Option(help="Day of the simulated column.")] = 0,
+        nights: Annotated[
+            int, typer.Option(help="Of the simulated column, from that day on: to train a network on.", min=1)
+        ] = 1,
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         adapters: Annotated[str, typer.Option(help="Folder of Micro-Manager's device adapters.")] = "",
         as_json: Json = False,
     ) -> None:
-        """Acquire wobbles on a spiral of aperture shifts about where it stands (aligned), and fit the response."""
-        with errors(as_json):
-            from mm_autofocus.cli.tem import calibrate
+        """Acquire wobbles on a spiral of aperture shifts about where it stands (aligned), and fit the response.
 
+        With --nights, datasets for a network instead: each in a folder day0, day1 ... of its own, simulated by workers
+        if there are any.
+        """
+        with errors(as_json):
+            from mm_autofocus.cli.tem import calibrate, simulate_nights
+            from mm_autofocus.training.machines import Machines
+
+            if nights > 1:
+                if config is not None:
+                    raise SettingsError(f"--nights {nights} are simulated ones; a microscope has one night at a time")
+                found = simulate_nights(
+                    dataset, nights=nights, points=points, revolutions=revolutions, reach=reach, wobble=wobble,
+                    count=count, seed=seed, day=day, machines=Machines(workers=workers, scheduler=scheduler),
+                    say=_say(as_json),
+                )  # fmt: skip
+                if as_json:
+                    print_json(found)
+                return
             outcome = calibrate(
                 dataset, config=config, settings=settings, points=points, revolutions=revolutions, reach=reach,
                 wobble=wobble, count=count, seed=seed, day=day, adapters=adapters, say=_say(as_json),
@@ -49,7 +72,7 @@ def register(groups: Groups) -> None:
             if as_json:
                 print_json(outcome)
 
-    @groups.train.command("tem")
+    @groups.train.command("tem", epilog=EPILOG)
     def train_tem(
         dataset: Annotated[list[Path], typer.Option(help="Folder of a dataset; name several to join them.")],
         out: Annotated[Path, typer.Option(help="The model's card (.json).")],
@@ -59,17 +82,22 @@ def register(groups: Groups) -> None:
         repeats: Annotated[int, typer.Option(help="Trainings; the one with the median error is kept.", min=1)] = 1,
         seed: Annotated[int, typer.Option(help="Same seed, same weights.")] = 0,
         threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         as_json: Json = False,
     ) -> None:
-        """Train one of the paper's networks on datasets of `calibrate tem`."""
-        with errors(as_json):
+        """Train one of the paper's networks on datasets of `calibrate tem`.
+
+        Workers read and shrink a dataset each.
+        """
+        with machines(as_json, workers, scheduler) as used:
             from mm_autofocus.cli.tem import train
 
             outcome = train(
                 dataset, out, variant=variant, px=px, epochs=epochs, repeats=repeats, seed=seed, threads=threads,
-                say=_say(as_json),
+                machines=used, say=_say(as_json),
             )  # fmt: skip
-            if as_json:
+            if as_json and used.process.writes:
                 print_json(outcome)
 
     @groups.bench.command("tem")
