@@ -10,6 +10,7 @@ import torch
 from loops import LOOPS
 
 from mm_autofocus.training.distributed import process_group
+from mm_autofocus.training.machines import Machines
 
 
 def main(folder: Path) -> None:
@@ -18,6 +19,8 @@ def main(folder: Path) -> None:
         for name, loop in LOOPS.items():
             np.savez(folder / f"{name}-{process.rank}-of-{process.size}.npz", **loop(process=process))
         assert process.gathered(process.rank) == list(range(process.size))
+        assert process.from_first(process.rank) == 0
+        assert Machines(process).make(pow, 2, range(5)) == [1, 2, 4, 8, 16]  # each makes some, all have all
 
 
 if __name__ == "__main__":
