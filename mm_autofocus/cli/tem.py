@@ -88,7 +88,7 @@ def simulate_nights(
 
     spiral = Spiral(points=points, revolutions=revolutions or max(points / 21.0, 1.0), reach=reach)
     days = range(day, day + nights)
-    folders = [dataset / f"day{number}" for number in days]
+    folders = [dataset.absolute() / f"day{number}" for number in days]  # a worker may stand in another folder
     taken = machines.make(
         _night, (spiral, wobble, count, seed), list(zip(folders, days, strict=True)),
         lambda i, n: say(f"{i} of {n} nights"),
@@ -170,7 +170,7 @@ def train(
     say = process.told(say)
     if variant not in VARIANTS:
         raise SettingsError(f"there is no variant {variant!r}; there are: {', '.join(VARIANTS)}")
-    parts = machines.make(_shrunk, px, datasets)
+    parts = machines.make(_shrunk, px, [folder.absolute() for folder in datasets])
     images, shifts = (np.concatenate([part[i] for part in parts]) for i in (0, 1))
     say(f"{len(shifts)} series; {repeats} trainings of {epochs} epochs at {px} x {px}")
     outcomes = repeated(
