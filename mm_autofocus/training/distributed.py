@@ -10,12 +10,14 @@ where samples are simulated as they are needed, each process draws from a seed o
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from numpy.typing import NDArray
@@ -183,6 +185,9 @@ def process_group() -> Iterator[Rank]:
         return
     rank, local = int(os.environ["RANK"]), int(os.environ.get("LOCAL_RANK", "0"))
     gpus = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ.get("LOCAL_WORLD_SIZE", size))
+    # DistributedDataParallel imports this with a group in place, which then stays as the default of many arguments: the
+    # group's threads would run until Python ends, and now and then abort the process there.
+    import_module("torch._dynamo")
     try:
         dist.init_process_group("nccl" if gpus else "gloo", timeout=timedelta(seconds=TIMEOUT_S))
     except (RuntimeError, ValueError) as error:
@@ -192,4 +197,5 @@ def process_group() -> Iterator[Rank]:
             torch.cuda.set_device(local)
         yield Rank(rank, size, f"cuda:{local}" if gpus else "cpu")
     finally:
+        gc.collect()  # wrapped models are circular, and hold the group
         dist.destroy_process_group()
