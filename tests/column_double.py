@@ -14,6 +14,7 @@ from mm_autofocus.microscope import Microscope
 from mm_autofocus.request import Event, FocusRequest, Limits
 from mm_autofocus.result import FocusResult
 from mm_autofocus.run import FocusRun
+from mm_autofocus.strategies.column_fit import angle_power
 from mm_autofocus.strategy import Frame, Look, Strategy, Verdict
 from support import FakeCore, settings
 
@@ -93,7 +94,7 @@ class CodedColumn:
 
 @dataclass
 class CodedEstimator:
-    """Reads the aberration that a `CodedColumn` wrote, as a network in blur pixels would: by the true calibration.
+    """Reads the aberration that a `CodedColumn` wrote, stretched by a wrong convergence angle as a real pair is.
 
     With ``step_ratio`` it measures the perturbation too, and the aberration in units of it: then a wrong convergence
     angle does not matter.
@@ -119,7 +120,10 @@ class CodedEstimator:
         away[0] *= min(1.0, self.saturation / max(abs(away[0]), 1e-9))
         blur = self.true.to_blur(Aberration(*away), pixel_um)
         angle = self.true.convergence_mrad / calibration.convergence_mrad
-        seen = calibration.scaled(angle if self.step_ratio else 1.0).from_blur(blur, pixel_um).vector()
+        seen = calibration.scaled(angle).from_blur(blur, pixel_um).vector()  # as with the right angle
+        if not self.step_ratio:
+            distance = np.linalg.norm(blur) / self.true.blur_per_um(pixel_um)
+            seen *= angle ** float(angle_power(np.array(distance), 0.5 * step_um))
         rng = np.random.default_rng((self.seed, self.calls))
         sigma = np.hypot(self.sigma, self.share * np.abs(seen))
         each = [Aberration(*(seen + sigma * math.sqrt(max(self.patches, 1)) * rng.laplace(0, 0.7, 3)))

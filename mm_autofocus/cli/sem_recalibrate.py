@@ -26,6 +26,9 @@ Tick = Callable[[int, int], None]
 
 _FEWEST_LABELLED = 10
 
+_BEST_KNOWN, _BEST_KNOWN_DEG = 0.05, 1.0
+"""Errors that a calibration has at least, whatever its fit says: the column drifts, and specimens differ."""
+
 
 def recalibrate(
     core: Any,
@@ -207,6 +210,8 @@ def _section(name: str, fit: CalibrationFit, pairs: list[KnownPair]) -> Iterator
     yield f"convergence_mrad = {_toml(c.convergence_mrad)}  # {angle}"
     yield f"stigmator_um = {_toml(c.stigmator_um)}  # ± {fit.stigmator_sd:.0%}"
     yield f"stigmator_rotation_deg = {_toml(c.stigmator_rotation_deg)}  # ± {fit.rotation_sd_deg:.2g}"
+    yield f"calibration_sd = {_toml(min(max(fit.convergence_sd, fit.stigmator_sd, _BEST_KNOWN), 1.0))}"
+    yield f"rotation_sd_deg = {_toml(min(max(fit.rotation_sd_deg, _BEST_KNOWN_DEG), 45.0))}"
     yield f"shift_um_per_um = [{', '.join(_toml(v) for v in c.shift_um_per_um)}]"
 
 

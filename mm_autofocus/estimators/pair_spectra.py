@@ -212,7 +212,7 @@ class _Bins:
         """Return what takes a displacement (dx, dy) of so many pixels out of a spectrum, shape (used,)."""
         down = np.exp(2j * np.pi * left[1] * np.fft.fftfreq(TILE))
         right = np.exp(2j * np.pi * left[0] * np.fft.rfftfreq(TILE))
-        return np.multiply.outer(down, right).astype(np.complex64).ravel()[self.used]
+        return np.asarray(np.multiply.outer(down, right).ravel()[self.used], dtype=np.complex64)
 
 
 @lru_cache(maxsize=64)

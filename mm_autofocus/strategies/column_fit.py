@@ -196,7 +196,7 @@ class ColumnFit:
         return np.asarray(np.hypot(np.array(self._sigma), off[:, None] / per_unit))
 
     def _powers(self, away: Matrix) -> Matrix:
-        """Return the power of the angle's error by which estimates are stretched ``away`` from focus, shape (pairs,)."""
+        """Return by which power of the angle's error estimates are stretched ``away`` from focus, shape (pairs,)."""
         per_unit = np.array([1.0, self.stigmator_um, self.stigmator_um])
         return angle_power(np.linalg.norm(away * per_unit, axis=1), self.half_step_um)
 
