@@ -64,9 +64,6 @@ class Ranges:
         Standard deviation of the probe's core, pixels.
     blank_share, empty_share
         Shares of samples with blank regions, and with nothing at all.
-    variety
-        Factor of how often a specimen is mixed with another, inverted, stretched in tone and filtered: at 0 the views
-        are used as they are, as by those who train on one kind of specimen.
     """
 
     delta_px: tuple[float, float] = (1.2, 6.6)
@@ -82,7 +79,6 @@ class Ranges:
     core_px: tuple[float, float] = (0.3, 1.3)
     blank_share: float = 0.25
     empty_share: float = 0.02
-    variety: float = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,16 +229,16 @@ class PairSampler:
 
     def _object(self, shape: tuple[int, int], empty: bool) -> Array:
         """Return what the beam meets, 0 to 1: a crop, turned, stretched in tone, inverted, masked, on a pedestal."""
-        rng, variety = self.rng, self.ranges.variety
+        rng = self.rng
         if empty:
             return np.full(shape, rng.uniform(0.2, 0.8), dtype=np.float32)
         image = self._crop(shape)
-        if rng.random() < 0.2 * variety:  # two specimens at once: textures that no single one has
+        if rng.random() < 0.2:  # two specimens at once: textures that no single one has
             share = np.float32(rng.uniform(0.2, 0.8))
             image = share * image + (1 - share) * self._crop(shape)
-        if rng.random() < 0.7 * variety:
+        if rng.random() < 0.7:
             image = np.power(image, np.float32(math.exp(0.45 * rng.standard_normal())))
-        if rng.random() < 0.25 * variety:
+        if rng.random() < 0.25:
             image = 1.0 - image
         if rng.random() < self.ranges.blank_share:
             image = self._mask(image)
@@ -279,9 +275,9 @@ class PairSampler:
 
     def _tint(self, spectrum: NDArray[np.complex64], shape: tuple[int, int]) -> None:
         """Filter the specimen (alike for both frames): other slopes and directions of its spectrum, charging tails."""
-        rng, variety = self.rng, self.ranges.variety
+        rng = self.rng
         ky, kx = _frequencies(shape)
-        if rng.random() < 0.5 * variety:
+        if rng.random() < 0.5:
             slope = rng.uniform(-0.5, 0.35)
             # |k| seen along and across a random direction, unequally: no specimen is alike in all directions
             angle, stretch = rng.uniform(0, math.pi), math.exp(rng.uniform(-0.9, 0.9))
@@ -294,7 +290,7 @@ class PairSampler:
             spectrum *= tint
             spectrum *= np.float32(before / max(float(np.abs(spectrum[low]).sum()), 1e-9))
             spectrum[0, 0] = mean
-        if rng.random() < 0.2 * variety:  # charge that flows off while the beam scans on: a tail behind every edge
+        if rng.random() < 0.2:  # charge that flows off while the beam scans on: a tail behind every edge
             length, share = rng.uniform(3.0, 40.0), rng.uniform(-0.4, 0.4)
             spectrum *= (1.0 + share / (1.0 + 1j * kx * length)).astype(np.complex64) / np.float32(1.0 + share)
 

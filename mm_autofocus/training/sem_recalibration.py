@@ -41,12 +41,10 @@ def calibration_steps(z_um: float = 6.0, stig: float = 2.0) -> tuple[tuple[float
 STEPS = calibration_steps()
 """Offsets from where the column stands at which pairs are taken."""
 
-_PATCHES_OF_A_PAIR = 12
+_PATCHES_OF_A_PAIR = 24
 _VALIDATION = 0.2
 _STIGMATOR_UM = (0.05, 500.0)
 
-_ANGLE_POWER = 0.75
-"""Estimated moves go as (true over assumed angle) to the power of 1.35; measured on tissue, 5 to 12 mrad for 6.2."""
 _ANGLE_SD = 0.15
 """An angle that is less certain than this (relative) is left as it was."""
 _ANGLE_RANGE = (1 / 3, 3.0)
@@ -143,7 +141,7 @@ def measure_calibration(
         step = _fit(pairs, [_estimate(pair, estimator, calibration) for pair in pairs], calibration)
         if not moved or abs(math.log(step.factor)) < _SETTLED:
             break
-        angle = calibration.convergence_mrad * step.factor**_ANGLE_POWER
+        angle = calibration.convergence_mrad * step.factor
         if not _ANGLE_RANGE[0] < angle / begin.convergence_mrad < _ANGLE_RANGE[1]:
             problem = f"the pairs ask for {angle:.3g} mrad, too far from {begin.convergence_mrad:g} to be believed"
             break
@@ -163,7 +161,7 @@ def measure_calibration(
             "these images"
         )
     return CalibrationFit(
-        found, _PRIOR_SD if problem else change.convergence_sd * _ANGLE_POWER, change.stigmator_sd,
+        found, _PRIOR_SD if problem else change.convergence_sd, change.stigmator_sd,
         change.rotation_sd_deg, f"left as it was: {problem}" if problem else "measured", step.belief.misfit,
     )  # fmt: skip
 
@@ -389,7 +387,7 @@ def recalibrate_deepfocus(
     net.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
     net.eval()
     scales = np.array(card.parameters.get("scales", (1.0, 1.0, 1.0)), dtype=np.float32)
-    features, target, of_pair = _frozen_features(net, pairs, scales, seed)
+    features, target, of_pair = _frozen_features(net, card, pairs, scales, seed)
     if say is not None:
         say(f"{len(features)} patches of {len(pairs)} pairs, {time.monotonic() - begin:.0f} s")
     rng = np.random.default_rng([0x4E, seed])
@@ -436,19 +434,20 @@ def recalibrate_deepfocus(
 
 
 def _frozen_features(
-    net: DeepFocus, pairs: Sequence[KnownPair], scales: NDArray[np.float32], seed: int
+    net: DeepFocus, card: SemCard, pairs: Sequence[KnownPair], scales: NDArray[np.float32], seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.intp]]:
     """Return features of augmented patches, their corrections over the scales, and which pair each is of."""
     import torch
 
-    from mm_autofocus.estimators.deepfocus_estimator import rescaled
+    from mm_autofocus.estimators.deepfocus_estimator import patch_pair, standardised
     from mm_autofocus.estimators.frames import check_frame
     from mm_autofocus.training.sem_convolutional import Augmentation
 
     rng = np.random.default_rng([0xF0, seed])
     augment = Augmentation(probability=0.4, noise=0.1, gamma=0.15, contrast=0.15, brightness=0.1)
     features, target, of_pair = [], [], []
-    edge = net.edge
+    binning, as_trained = int(card.parameters.get("binning", 1)), card.parameters.get("standardised", False)
+    edge = net.edge * binning
     for i, pair in enumerate(pairs):
         for frame in (pair.under, pair.over):
             check_frame(frame, edge)
@@ -456,8 +455,8 @@ def _frozen_features(
         patches = []
         for _ in range(_PATCHES_OF_A_PAIR):
             y, x = int(rng.integers(height - edge + 1)), int(rng.integers(width - edge + 1))
-            both = np.stack([rescaled(frame[y : y + edge, x : x + edge]) for frame in (pair.under, pair.over)])
-            patches.append(augment(both, rng))
+            both = augment(patch_pair(pair.under, pair.over, (x, y), edge, binning), rng)
+            patches.append(standardised(both) if as_trained else both)
         with torch.inference_mode():
             features.append(net.features(torch.from_numpy(np.stack(patches))))
         target += [-pair.knobs.vector() / scales] * _PATCHES_OF_A_PAIR
