@@ -69,7 +69,7 @@ class Reliability(BaseModel):
 
 
 def reliability(records: Sequence[Record]) -> list[Reliability]:
-    """Judge the stated confidence of each method.
+    """Judge the stated confidence of each method; one that states none is left out.
 
     Only results that were given as a focus count (converged, or accepted with little confidence): no_signal and
     at_limit state that there is none. A converged result where there is nothing to focus on counts as wrong.
@@ -77,10 +77,11 @@ def reliability(records: Sequence[Record]) -> list[Reliability]:
     found = []
     for method in dict.fromkeys(record.method for record in records):
         given = [r for r in records if r.method == method and r.status in ("converged", "low_confidence")]
+        given = [r for r in given if r.confidence is not None]
         if not given:
             continue
         right = [_right(r) for r in given]
-        stated = np.array([r.confidence for r in given])
+        stated = np.array([r.confidence for r in given], dtype=float)
         which = np.clip(np.searchsorted(EDGES, stated, side="right") - 1, 0, len(EDGES) - 2)
         bins = [
             Bin(

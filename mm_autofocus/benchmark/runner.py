@@ -1,7 +1,8 @@
 """Runs cases × methods and keeps each outcome as one line of a journal, so that a run that was killed goes on.
 
-A bench of any instrument brings three things: cases, methods, and a function that measures one method on one case. All
-methods meet the same case with the same seed, so they can be compared pair by pair.
+A bench of any instrument brings units, each a case with a method, and a function that measures one of them. All methods
+meet the same case with the same seed, so they can be compared pair by pair. What takes part in no comparison (a training,
+a series of images) is a unit too, `MEASURED` once and kept.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
@@ -23,6 +25,9 @@ from mm_autofocus.errors import SettingsError
 from mm_autofocus.parallel import in_parallel
 
 logger = logging.getLogger(__name__)
+
+MEASURED = "measured"
+"""Status of a unit that is no focus run: all that it came to is in its details, and no outcome table counts it."""
 
 
 class Case(BaseModel):
@@ -80,14 +85,17 @@ class Outcome(BaseModel):
         End minus truth in ``unit``, signed; None where the case has no focus to find.
     depth, unit
         Full width that counts as in focus, and the unit of both.
+    errors
+        Where several knobs were focused, the error of each, by its name and unit ("wd µm"). ``error`` is then the
+        largest of them in halves of their depths.
     confidence
-        What the method stated, 0 to 1.
+        What the method stated, 0 to 1; None for a method that states none.
     images, dose
         What it cost; dose in the microscope's unit.
     compute_seconds, instrument_seconds
         Time in the method's code, and on the (simulated) instrument's clock.
     details
-        Anything else worth keeping.
+        Anything else worth keeping that JSON can hold.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
@@ -97,7 +105,8 @@ class Outcome(BaseModel):
     error: float | None = None
     depth: float = 1.0
     unit: str = "µm"
-    confidence: float = 0.0
+    errors: dict[str, float] = {}
+    confidence: float | None = 0.0
     images: int = 0
     dose: float = 0.0
     compute_seconds: float = 0.0
@@ -109,6 +118,11 @@ class Outcome(BaseModel):
     def converged(self) -> bool:
         """Whether the method said that it has found the focus."""
         return self.status == "converged"
+
+    @property
+    def judged(self) -> bool:
+        """Whether it was a focus run, that the outcome tables count."""
+        return self.status != MEASURED
 
 
 class Record(Outcome):
@@ -128,7 +142,7 @@ Progress = Callable[[int, int, Record], None]
 
 
 class Failure(BaseModel):
-    """A pair whose measurement raised; it is not in the journal, so that the next run tries it again."""
+    """A unit whose measurement raised; it is not in the journal, so that the next run tries it again."""
 
     case: str
     method: str
@@ -136,7 +150,7 @@ class Failure(BaseModel):
 
 
 class BenchRun(BaseModel):
-    """Everything that was asked for: the records in the order of cases and methods, and what raised."""
+    """Everything that was asked for: the records in the order of the units, and what raised."""
 
     records: list[Record]
     failures: list[Failure] = []
@@ -145,7 +159,7 @@ class BenchRun(BaseModel):
 
 
 def key_of(case: Case, method: Method) -> str:
-    """Return what identifies a pair in the journal: a hash of all that defines it, and of mm-autofocus's version.
+    """Return what identifies a unit in the journal: a hash of all that defines it, and of mm-autofocus's version.
 
     A case or a method that was changed has another key, so a journal never passes old outcomes off as new ones. Whoever
     changes the code of a strategy begins with a fresh journal.
@@ -165,68 +179,98 @@ def run_bench(
     scheduler: str = "",
     progress: Progress | None = None,
 ) -> BenchRun:
-    """Measure every method on every case, except the pairs that the journal holds already.
-
-    Parameters
-    ----------
-    cases, methods
-        With unique names.
-    measure
-        An importable function; called as ``measure(case, method)`` in this process or in a worker.
-    journal
-        File of JSON lines; made when absent. Kill the run at any time: started again it goes on, and no pair is
-        lost or measured twice.
-    workers, scheduler
-        See `mm_autofocus.parallel.in_parallel`.
-    progress
-        Called with the number done, the number of all pairs, and the record.
+    """Measure every method on every case, except the pairs that the journal holds already; see `run_units`.
 
     Raises
     ------
     SettingsError
-        When names are not unique, or the journal cannot be used or is in use.
+        When there is no case or no method, and as `run_units` does.
     """
-    _check_unique("case", [case.name for case in cases])
-    _check_unique("method", [method.name for method in methods])
-    pairs = [(case, method) for case in cases for method in methods]
-    keys = [key_of(case, method) for case, method in pairs]
+    for what, names in ("case", [case.name for case in cases]), ("method", [method.name for method in methods]):
+        if not names:
+            raise SettingsError(f"there is no {what} to run")
+        if twice := _twice(names):
+            raise SettingsError(f"two {what}s are named {twice!r}; rename one")
+    units = [(case, method) for case in cases for method in methods]
+    return run_units(units, measure, journal, workers=workers, scheduler=scheduler, progress=progress)
+
+
+def run_units(
+    units: Sequence[tuple[CaseT, MethodT]],
+    measure: Measure[CaseT, MethodT],
+    journal: Path,
+    *,
+    workers: int = 0,
+    scheduler: str = "",
+    progress: Progress | None = None,
+) -> BenchRun:
+    """Measure every unit, except those that the journal holds already.
+
+    Parameters
+    ----------
+    units
+        Cases, each with a method, in the order in which to begin them.
+    measure
+        An importable function; called as ``measure(case, method)`` in this process or in a worker.
+    journal
+        File of JSON lines; made when absent. Kill the run at any time: started again it goes on, and no unit is
+        lost or measured twice.
+    workers, scheduler
+        See `mm_autofocus.parallel.in_parallel`.
+    progress
+        Called with the number done, the number of all units, and the record.
+
+    Raises
+    ------
+    SettingsError
+        When two units are the same, or the journal cannot be used or is in use.
+    """
+    keys = [key_of(case, method) for case, method in units]
+    if twice := _twice(keys):
+        case, method = units[keys.index(twice)]
+        raise SettingsError(f"{case.name} with {method.name} is there twice; leave one out")
     failures: list[Failure] = []
     with Journal(journal) as kept:
         resumed = sum(key in kept.records for key in keys)
         waiting = [i for i, key in enumerate(keys) if key not in kept.records]
         done = resumed
         for finished in in_parallel(
-            partial(_measured, measure), [pairs[i] for i in waiting], workers=workers, scheduler=scheduler
+            partial(_measured, measure), [units[i] for i in waiting], workers=workers, scheduler=scheduler
         ):
             index = waiting[finished.index]
-            case, method = pairs[index]
+            case, method = units[index]
             if finished.result is None:
                 message = f"{type(finished.error).__name__}: {finished.error}"
                 logger.error("%s, %s: %s", case.name, method.name, message, exc_info=finished.error)
                 failures.append(Failure(case=case.name, method=method.name, message=message))
                 continue
-            record = Record(
-                **finished.result.model_dump(), key=keys[index], case=case.name, group=case.group, method=method.name,
-                peer=method.peer,
+            record = kept.add(
+                Record(
+                    **finished.result.model_dump(), key=keys[index], case=case.name, group=case.group,
+                    method=method.name, peer=method.peer,
+                )
             )  # fmt: skip
-            kept.add(record)
             done += 1
             if progress is not None:
-                progress(done, len(pairs), record)
+                progress(done, len(units), record)
         return BenchRun(
             records=[kept.records[key] for key in keys if key in kept.records], failures=failures, resumed=resumed
         )
+
+
+def set_aside(journal: Path) -> None:
+    """Let a bench begin anew: the journal, if there is one, is kept under the name STEM-previous.jsonl."""
+    if journal.exists():
+        journal.replace(journal.with_name(f"{journal.stem}-previous{journal.suffix}"))
 
 
 def _measured(measure: Measure[CaseT, MethodT], pair: tuple[CaseT, MethodT]) -> Outcome:
     return measure(*pair)
 
 
-def _check_unique(what: str, names: Sequence[str]) -> None:
-    if not names:
-        raise SettingsError(f"there is no {what} to run")
-    if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise SettingsError(f"two {what}s are named {twice[0]!r}; rename one")
+def _twice(names: Sequence[str]) -> str | None:
+    """Return the first name that is there twice, None when there is none."""
+    return next((name for name, count in Counter(names).items() if count > 1), None)
 
 
 class Journal:
@@ -287,8 +331,13 @@ class Journal:
         os.ftruncate(self._file, whole)
         os.lseek(self._file, whole, os.SEEK_SET)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: Record) -> Record:
         """Append a record; it is on disk when this returns.
+
+        Returns
+        -------
+        Record
+            As a later run will read it: tuples have become lists.
 
         Raises
         ------
@@ -304,7 +353,8 @@ class Journal:
         except OSError as error:
             os.ftruncate(self._file, at)
             raise SettingsError(f"{self.path} cannot be written to: {error}; make room and run it again") from error
-        self.records[record.key] = record
+        self.records[record.key] = Record.model_validate_json(line)
+        return self.records[record.key]
 
 
 def _lock(file: int, path: Path) -> None:

@@ -31,6 +31,8 @@ class Row(BaseModel):
         Of the absolute error, over the cases that have a focus to find; None without such.
     unit
         Of the errors; depths of field where the cases have different ones.
+    knobs
+        Median, 95 % and worst of the absolute error of each knob, where there are several; by name and unit.
     images, dose, compute_seconds, instrument_seconds
         Mean per case.
     sure, sure_wrong
@@ -52,6 +54,7 @@ class Row(BaseModel):
     error_95: float | None
     worst: float | None
     unit: str
+    knobs: dict[str, tuple[float, float, float]] = {}
     images: float
     dose: float
     compute_seconds: float
@@ -93,7 +96,9 @@ def _row(group: str, method: str, records: Sequence[Record]) -> Row:
     errors = np.abs([r.error / (r.depth if unit == "depths of field" else 1.0) for r in records if r.error is not None])
     success = sum(r.success for r in records)
     low, high = wilson(success, len(records))
-    sure = [r for r in records if r.converged and r.confidence >= SURE]
+    sure = [r for r in records if r.converged and r.confidence is not None and r.confidence >= SURE]
+    knobs = dict.fromkeys(name for r in records for name in r.errors)
+    off = {name: np.abs([r.errors[name] for r in records if name in r.errors]) for name in knobs}
 
     def mean(values: Iterable[float]) -> float:
         return float(np.mean(list(values)))
@@ -104,6 +109,10 @@ def _row(group: str, method: str, records: Sequence[Record]) -> Row:
         error_95=float(np.quantile(errors, 0.95)) if errors.size else None,
         worst=float(errors.max()) if errors.size else None,
         unit=unit,
+        knobs={
+            name: (float(np.median(each)), float(np.quantile(each, 0.95)), float(each.max()))
+            for name, each in off.items()
+        },
         images=mean(r.images for r in records), dose=mean(r.dose for r in records),
         compute_seconds=mean(r.compute_seconds for r in records),
         instrument_seconds=mean(r.instrument_seconds for r in records),
@@ -121,14 +130,22 @@ HEADER = (
 def cells(row: Row) -> list[str]:
     """Return a row as text, in the order of `HEADER`."""
 
-    def error(value: float | None) -> str:
+    def error(which: int, value: float | None) -> str:
+        if row.knobs:
+            return "; ".join(f"{each[which]:.2f}" for each in row.knobs.values())
         return "-" if value is None else f"{value:.2f}"
 
     return [
-        row.method, f"{row.success} of {row.runs}", f"{row.low:.0%} to {row.high:.0%}", error(row.error_median),
-        error(row.error_95), error(row.worst), f"{row.images:.1f}", f"{row.dose:.0f}", f"{row.compute_seconds:.2f}",
+        row.method, f"{row.success} of {row.runs}", f"{row.low:.0%} to {row.high:.0%}", error(0, row.error_median),
+        error(1, row.error_95), error(2, row.worst), f"{row.images:.1f}",
+        f"{row.dose:.0f}" if row.dose >= 100 else f"{row.dose:.3g}", f"{row.compute_seconds:.2f}",
         f"{row.instrument_seconds:.2f}", f"{row.sure_wrong} of {row.sure}" if row.sure else "-", str(row.wrong),
     ]  # fmt: skip
+
+
+def unit_of(rows: Sequence[Row]) -> str:
+    """Return in what the errors of these rows are."""
+    return next(("; ".join(row.knobs) for row in rows if row.knobs), rows[0].unit)
 
 
 def markdown(rows: Sequence[Row]) -> str:
@@ -138,7 +155,7 @@ def markdown(rows: Sequence[Row]) -> str:
         chosen = [row for row in rows if row.group == group]
         lines = [f"### {group}", "", f"| {' | '.join(HEADER)} |", "|---" * len(HEADER) + "|"]
         lines += [f"| {' | '.join(cells(row))} |" for row in chosen]
-        lines += ["", f"Errors in {chosen[0].unit}."]
+        lines += ["", f"Errors in {unit_of(chosen)}."]
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 

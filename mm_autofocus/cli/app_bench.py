@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mm_autofocus.cli.bench_options import Fresh, Scheduler, Workers, exit_with_failures
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 
@@ -86,10 +87,10 @@ def register(groups: Groups) -> None:
             "bench_output/light"
         ),
         quick: Annotated[bool, typer.Option(help="A few cases and methods, two minutes.")] = False,
-        fresh: Annotated[bool, typer.Option(help="Measure everything again instead of going on.")] = False,
+        fresh: Fresh = False,
         seed: Annotated[int, typer.Option(help="Another seed draws other cases.")] = 0,
-        workers: Annotated[int, typer.Option(help="Processes of a local dask cluster; 0: none.", min=0)] = 0,
-        scheduler: Annotated[str, typer.Option(help="Address of a dask scheduler to use instead.")] = "",
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         baseline: Annotated[
             Path | None, typer.Option(help="Exit with code 1 when a success rate fell by more than its noise.")
         ] = None,
@@ -114,10 +115,8 @@ def register(groups: Groups) -> None:
                 typer.echo(f"report {out / 'light.html'}")
         for sentence in outcome["regressions"]:
             typer.secho(f"worse than the baseline: {sentence}", fg="red", err=True)
-        for failure in outcome["failures"]:
-            what = f"{failure['case']}, {failure['method']}: {failure['message']}"
-            typer.secho(f"not measured: {what}", fg="red", err=True)
-        if outcome["regressions"] or outcome["failures"]:
+        exit_with_failures(outcome)
+        if outcome["regressions"]:
             raise typer.Exit(1)
 
     @groups.bench.command("memory")

@@ -37,8 +37,9 @@ from mm_autofocus.benchmark.replay import (
     windows,
 )
 from mm_autofocus.benchmark.replay import Case as CurveWindow
-from mm_autofocus.benchmark.runner import Outcome, Progress, Record, run_bench
+from mm_autofocus.benchmark.runner import Outcome, run_bench, set_aside
 from mm_autofocus.cli.acquire import writable_folder
+from mm_autofocus.cli.bench_options import progress_of
 from mm_autofocus.cli.bench_tables import Tables
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.hookspecs import hookimpl
@@ -350,8 +351,8 @@ def bench_light(
     if not cases:
         raise SettingsError(f"{path} holds no case that can be run; give the folder of the recordings with --data")
     methods = light_methods(quick=quick)
-    if fresh and (out / "light.jsonl").exists():
-        (out / "light.jsonl").replace(out / "light-previous.jsonl")
+    if fresh:
+        set_aside(out / "light.jsonl")
     with progress_of(len(cases) * len(methods), quiet=quiet) as progress:
         run = run_bench(
             cases, methods, measure_light, out / "light.jsonl", workers=workers, scheduler=scheduler, progress=progress
@@ -369,23 +370,3 @@ def bench_light(
     if write_baseline is not None:
         tables.baseline(run).save(write_baseline)
     return tables.write(run, out, baseline=baseline)
-
-
-@contextmanager
-def progress_of(total: int, *, quiet: bool) -> Iterator[Progress | None]:
-    """Show a progress bar on standard error while a bench runs."""
-    if quiet:
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}")
-    with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=total)
-
-        def note(done: int, _: int, record: Record) -> None:
-            bar.update(task, completed=done, description=f"{record.case}, {record.method}: {record.status}")
-
-        yield note

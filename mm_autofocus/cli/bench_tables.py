@@ -24,6 +24,7 @@ from mm_autofocus.benchmark.tables import (
     markdown,
     success_chart,
     summarise,
+    unit_of,
 )
 from mm_autofocus.report.data import Section, installed_versions
 
@@ -112,7 +113,7 @@ class Tables:
         sections = [Section(name="pictures", title="Side by side", lead="; ".join(notes), charts=charts)]
         sections += [
             Section(
-                name=f"group-{number}", title=group, lead=f"Errors in {chosen[0].unit}.", header=list(HEADER),
+                name=f"group-{number}", title=group, lead=f"Errors in {unit_of(chosen)}.", header=list(HEADER),
                 rows=[cells(row) for row in chosen],
             )
             for number, group in enumerate(groups)
