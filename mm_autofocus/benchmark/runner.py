@@ -1,8 +1,8 @@
 """Runs cases × methods and keeps each outcome as one line of a journal, so that a run that was killed goes on.
 
-A bench of any instrument brings units, each a case with a method, and a function that measures one of them. All methods
-meet the same case with the same seed, so they can be compared pair by pair. What takes part in no comparison (a training,
-a series of images) is a unit too, `MEASURED` once and kept.
+A bench of any instrument brings units, each a case with a method, and a function that measures one of them. All
+methods meet the same case with the same seed, so they can be compared pair by pair. What takes part in no comparison (a
+training, a series of images) is a unit too, `MEASURED` once and kept.
 """
 
 from __future__ import annotations

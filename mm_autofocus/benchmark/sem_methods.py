@@ -233,6 +233,11 @@ _MAKERS: dict[str, tuple[str, Callable[[str, str, bool], Method]]] = {
 OURS = ("spectral", "convolutional")
 
 
+def names() -> dict[str, str]:
+    """Return the names of all methods by key, those too that cannot be used here."""
+    return {key: name for key, (name, _) in _MAKERS.items()}
+
+
 def deepscore_loop(column: Column, calibration: ColumnCalibration, images: int = 45) -> Trajectory:
     """Run DeepScore with Nelder and Mead's search; the threshold comes from a frame that is in focus at this place.
 

@@ -46,6 +46,28 @@ def loop_row(runs: Sequence[Trajectory], iterations: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def duel(pairs: Sequence[tuple[Trajectory, Trajectory]]) -> dict[str, Any]:
+    """Compare two methods on the same cases by the iterations that they need; one that never arrives needs most.
+
+    Parameters
+    ----------
+    pairs
+        The closed loops of one and of the other method, one pair for each case.
+    """
+    counts = np.array([[_needed(run) for run in pair] for pair in pairs], dtype=float)
+    both = np.isfinite(counts).all(1)
+    return {
+        "runs": len(pairs), "reached": np.isfinite(counts).sum(0).tolist(),
+        "iterations": [rounded(v) for v in counts[both].mean(0)] if both.any() else None,
+        "fewer": int((counts[:, 0] < counts[:, 1]).sum()), "more": int((counts[:, 0] > counts[:, 1]).sum()),
+    }  # fmt: skip
+
+
+def _needed(run: Trajectory) -> float:
+    count = settled(run.residuals)
+    return float("inf") if count is None else float(count)
+
+
 def within(residuals: Array) -> NDArray[np.bool_]:
     """Return which rows (wd, stig x, stig y) are within half the depth, shape (n,)."""
     half = np.array([WD_DEPTH_UM, STIG_DEPTH, STIG_DEPTH]) / 2

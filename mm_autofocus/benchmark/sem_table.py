@@ -7,35 +7,33 @@ probe families; see `mm_autofocus.benchmark.sem_cases`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mm_autofocus.benchmark.sem_cases import (
-    NARROW,
-    WIDE,
-    Conditions,
-    cases,
-    location_cases,
-    open_column,
-    take_pair,
-    vessel_column,
-)
-from mm_autofocus.benchmark.sem_methods import OURS, Method, Trajectory, deepscore_loop, methods
-from mm_autofocus.benchmark.sem_scoring import interval, loop_row, rounded, share, table_of, within
-from mm_autofocus.errors import FocusError
-from mm_autofocus.simulation.sem_column import Column
-from mm_autofocus.strategy import Image
+from mm_autofocus.benchmark.runner import BenchRun, Measure, Progress, Record, key_of, run_units
+from mm_autofocus.benchmark.sem_cases import NARROW, WIDE, Conditions, cases, location_cases
+from mm_autofocus.benchmark.sem_methods import OURS, names
+from mm_autofocus.benchmark.sem_scoring import duel, interval, loop_row, rounded, share, table_of, within
+from mm_autofocus.benchmark.sem_units import ALL, SCORE, Part, SemCase, SemMethod, loaded, measure_sem, sem_method
+from mm_autofocus.benchmark.sem_units import trajectory as trajectory_of
+from mm_autofocus.errors import FocusError, SettingsError
 
 Array = NDArray[np.float64]
 Say = Callable[[str], None]
+Unit = tuple[SemCase, SemMethod]
 
 DOSES = (84.0, 20.0, 5.0)
 CONFIDENT = 0.95
 DEFAULT = "spectral"
+RECALIBRATED = ("spectral", "deepfocus")
+"""Methods of figure 4."""
+SCORE_NAME = "DeepScore + Nelder-Mead"
+VESSEL_SERIES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +42,8 @@ class Size:
 
     Attributes
     ----------
-    pairs
-        Single pairs, at each dose.
+    pairs, peer_pairs
+        Single pairs at each dose, of ours and of the peers: the first so many of the same ones.
     loops, peer_loops
         Closed loops at each condition, of the default and of the peers; our other one runs half as many as the default.
     iterations
@@ -63,6 +61,7 @@ class Size:
     """
 
     pairs: int = 24
+    peer_pairs: int = 12
     loops: int = 24
     peer_loops: int = 6
     iterations: int = 5
@@ -77,8 +76,8 @@ class Size:
     def quick(cls) -> Size:
         """A few per cent of it."""
         return cls(
-            pairs=2, loops=2, peer_loops=1, iterations=3, repeats=1, locations=2, score_loops=0, labelled_pairs=0,
-            timings=1, quickly=True,
+            pairs=2, peer_pairs=2, loops=2, peer_loops=1, iterations=3, repeats=1, locations=2, score_loops=0,
+            labelled_pairs=0, timings=1, quickly=True,
         )  # fmt: skip
 
 
@@ -94,8 +93,17 @@ LOOPS: dict[str, tuple[Conditions, tuple[float, float], tuple[str, ...]]] = {
     "20 e-/px, starts within ±0.5 a.u.": (
         Conditions(20.0), NARROW, ("spectral", "deepfocus", "mapfost", "mapfost_off"),
     ),
+    "20 e-/px, starts within ±0.5 a.u., believed angle x0.8": (
+        Conditions(20.0, angle=1 / 0.8), NARROW, ("spectral", "mapfost"),
+    ),
+    "20 e-/px, starts within ±0.5 a.u., believed angle x1.2": (
+        Conditions(20.0, angle=1 / 1.2), NARROW, ("spectral", "mapfost"),
+    ),
 }  # fmt: skip
 """Closed loops: conditions, range of the starts, and who takes part."""
+QUICK_LOOPS = 1
+"""In how many of these the peers take part when it must be quick."""
+DWELLS_NS = (200, 50)
 
 
 @dataclass
@@ -104,99 +112,85 @@ class Bench:
 
     Attributes
     ----------
+    journal
+        Where each unit is kept; a run that was killed goes on there.
     size
         How much.
     say
         Told what goes on.
     keys
         Which methods; None for all that are installed.
+    workers, scheduler
+        See `mm_autofocus.benchmark.workers.in_parallel`. Speed is measured in this process in any case.
+    measured
+        What measures a unit.
+
+    Raises
+    ------
+    SettingsError
+        When no method can be used.
     """
 
+    journal: Path
     size: Size = field(default_factory=Size)
     say: Say = print
     keys: Sequence[str] | None = None
-    vessel_frame: Image | None = field(default=None, init=False)
-    """The frame with the blood vessel at the start of the first run."""
-    _stated: list[tuple[str, float, bool]] = field(default_factory=list)
-    """Method, confidence and whether it was within the depth, of every run of ours."""
+    workers: int = 0
+    scheduler: str = ""
+    measured: Measure[SemCase, SemMethod] = measure_sem
 
     def __post_init__(self) -> None:
-        found, self.missing = methods(self.keys, quick=self.size.quickly)
-        self.methods: dict[str, Method] = {method.key: method for method in found}
-        for name, reason in self.missing.items():
-            self.say(f"left out: {name}: {reason}")
+        self.missing: dict[str, str] = {}
+        self.methods: dict[str, SemMethod] = {}
+        for key, name in names().items():
+            if self.keys is not None and key not in self.keys:
+                continue
+            try:
+                loaded(key, self.size.quickly)
+            except SettingsError as error:
+                self.missing[name] = str(error)
+                self.say(f"left out: {name}: {error}")
+            else:
+                self.methods[key] = sem_method(key, name, quick=self.size.quickly)
+        if not self.methods:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in self.missing.items())
+            raise SettingsError(f"none of the methods can be used ({reasons or f'no method is called {self.keys}'})")
 
-    def measure(self) -> dict[str, Any]:
-        """Measure everything."""
-        began = time.perf_counter()
-        seconds = {}
-        outcome: dict[str, Any] = {}
-        parts: dict[str, Callable[[], Any]] = {
-            "pairs": self.pairs, "loops": self.loops, "far": self.far, "vessel": self.vessel,
-            "locations": self.locations, "score": self.score, "speed": self.speed, "recalibration": self.recalibration,
-        }  # fmt: skip
-        for name, part in parts.items():
-            since = time.perf_counter()
-            outcome[name] = part()
-            seconds[name] = round(time.perf_counter() - since, 1)
-            self.say(f"{name}: {seconds[name]:g} s")
-        outcome["confidence"] = self.confidence()
-        return outcome | {
-            "names": {key: method.name for key, method in self.methods.items()},
-            "missing": self.missing, "seconds": seconds, "total_seconds": round(time.perf_counter() - began, 1),
-            "tested_on": "wing, fabric, fibres, powder and tissue of unseen seeds; probe of WAVE and POLYGON family",
-        }  # fmt: skip
+    # ------------------------------------------------------------------ what there is to do
+    def units(self) -> list[Unit]:
+        """Return everything but the speed, in the order in which it is begun."""
+        parts = (
+            self._pairs, self._loops, self._far, self._vessel, self._locations, self._score, self._recalibration
+        )  # fmt: skip
+        return [unit for part in parts for unit in part()]
 
-    # ------------------------------------------------------------------ single pairs
-    def pairs(self) -> dict[str, dict[str, Any]]:
+    def speed(self) -> Unit:
+        """Return the unit of the speed: one process and one run, so that the ratios mean something."""
+        method = SemMethod(name="all", strategy=ALL, quick=self.size.quickly, settings={"keys": list(self.methods)})
+        return SemCase(name="speed", group="speed", part="speed", counts={"timings": self.size.timings}), method
+
+    def _pairs(self) -> Iterator[Unit]:
         """One pair, its error; the same frames for every method and the same aberrations at every dose."""
-        made: dict[str, dict[str, Any]] = {}
-        readers = [method for method in self.methods.values() if method.estimator is not None]
         for electrons in DOSES:
-            chosen = [method for method in readers if method.belief == 1.0 or electrons == DOSES[1]]
-            errors: dict[str, list[Array]] = {method.key: [] for method in chosen}
-            spent: dict[str, list[float]] = {method.key: [] for method in chosen}
-            for case in cases(self.size.pairs, 1, WIDE):
-                column = open_column(case, Conditions(electrons))
-                under, over, step_um = take_pair(column)
-                truth, calibration = column.truth().vector(), Conditions(electrons).calibration()
-                for method in chosen:
-                    assert method.estimator is not None
-                    began = time.process_time()
-                    found = method.estimator.estimate(
-                        under, over, step_um, column.pixel_nm * 1e-3, method.believed(calibration)
-                    )
-                    spent[method.key].append(time.process_time() - began)
-                    errors[method.key].append(found.aberration.vector() - truth)
-            made[f"{electrons:g} e-/px"] = {
-                method.key: self._pair_row(np.array(errors[method.key]), spent[method.key]) for method in chosen
-            }
-        return made
+            group = f"{electrons:g} e-/px"
+            for i, start in enumerate(cases(self.size.pairs, 1, WIDE)):
+                case = SemCase(
+                    name=f"pair {i + 1}, {group}", group=group, seed=start.seed, part="pairs", start=start,
+                    conditions=Conditions(electrons),
+                )  # fmt: skip
+                for key, method in self.methods.items():
+                    few = key not in OURS and i >= self.size.peer_pairs
+                    if not few and (key != "mapfost_off" or electrons == DOSES[1]):
+                        yield case, method
 
-    def _pair_row(self, errors: Array, spent: list[float]) -> dict[str, Any]:
-        off = np.abs(errors)
-        return {
-            "wd": interval(off[:, 0]), "stig": interval(off[:, 1:].mean(1)),
-            "median_wd": rounded(np.median(off[:, 0])), "worst_wd": rounded(off[:, 0].max()),
-            "within": share(within(errors)), "seconds": rounded(np.median(spent)), "errors": table_of(errors),
-        }  # fmt: skip
-
-    # ------------------------------------------------------------------ closed loops
-    def loops(self) -> dict[str, dict[str, Any]]:
+    def _loops(self) -> Iterator[Unit]:
         """Residuals after each iteration, and the share within the depth."""
-        made: dict[str, dict[str, Any]] = {}
-        for name, (conditions, reach, keys) in LOOPS.items():
-            made[name] = {}
+        for number, (group, (conditions, reach, keys)) in enumerate(LOOPS.items()):
             for key in keys:
-                if key not in self.methods or (key not in OURS and self.size.quickly and made.keys() - {name}):
+                if key not in self.methods or (self.size.quickly and key not in OURS and number >= QUICK_LOOPS):
                     continue
-                count = self._loops_of(key)
-                runs = [
-                    self.loop(self.methods[key], open_column(case, conditions), conditions)
-                    for case in cases(count, 2, reach)
-                ]
-                made[name][key] = loop_row(runs, self.size.iterations)
-        return made
+                for i, start in enumerate(cases(self._loops_of(key), 2, reach)):
+                    yield self._loop("loops", group, i, start, conditions), self.methods[key]
 
     def _loops_of(self, key: str) -> int:
         """How many closed loops a method runs at each condition: the first so many of the same cases."""
@@ -204,105 +198,183 @@ class Bench:
             return self.size.loops
         return max(self.size.loops // 2, 1) if key in OURS else min(self.size.peer_loops, self.size.loops)
 
-    def loop(self, method: Method, column: Column, conditions: Conditions) -> Trajectory:
-        """Run one closed loop from where the column stands."""
-        run = method.loop(column, conditions.calibration(), self.size.iterations)
-        if np.isfinite(run.confidence):
-            self._stated.append((method.key, run.confidence, bool(within(run.residuals[-1:])[0])))
-        return run
-
-    # ------------------------------------------------------------------ the paper's figures
-    def far(self) -> dict[str, dict[str, Any]]:
-        """Figure 2: from 30 µm, +6, -6 at 200 and 50 ns of dwell."""
-        made: dict[str, dict[str, Any]] = {}
-        for dwell in (200, 50):
-            conditions = Conditions(84.0 * dwell / 200)
-            made[f"{dwell} ns"] = {}
-            for key, method in self.methods.items():
-                if not self._goes_far(key):
-                    continue
-                starts = cases(self.size.repeats, 2, WIDE, at=(30.0, 6.0, -6.0))
-                runs = [self.loop(method, open_column(case, conditions), conditions) for case in starts]
-                made[f"{dwell} ns"][key] = loop_row(runs, self.size.iterations)
-        return made
-
-    def _goes_far(self, key: str) -> bool:
-        """Whether a method takes part in the paper's figures."""
-        return key in OURS or (key != "mapfost_off" and not self.size.quickly)
-
-    def vessel(self) -> dict[str, dict[str, Any]]:
-        """Figure 3: an image of which a good part is the empty resin of a blood vessel."""
-        made: dict[str, dict[str, Any]] = {}
-        conditions = Conditions(84.0)
-        for key, method in self.methods.items():
-            if not self._goes_far(key):
-                continue
-            runs = []
-            for case in cases(self.size.repeats, 4, WIDE, at=(30.0, 6.0, -6.0), tissue=True):
-                column = vessel_column(case, conditions)
-                if self.vessel_frame is None:
-                    self.vessel_frame = vessel_column(case, conditions).scan()
-                runs.append(self.loop(method, column, conditions))
-            made[key] = loop_row(runs, self.size.iterations) | {"patches": runs[0].patches}
-        return made
-
-    def locations(self) -> dict[str, Any]:
-        """Figure 5: locations on a grid, from 8-12 µm, -4 to -2 and 2 to 4 a.u.; MAPFoSt at four times the dwell."""
-        made = {}
-        for key, method in self.methods.items():
-            if not self._goes_far(key):
-                continue
-            dwell = 200 if key == "mapfost" else 50
-            conditions = Conditions(84.0 * dwell / 200)
-            runs = [
-                self.loop(method, open_column(case, conditions), conditions)
-                for case in location_cases(self.size.locations)
-            ]
-            made[key] = loop_row(runs, self.size.iterations) | {"dwell_ns": dwell}
-        return made
-
-    def score(self) -> dict[str, Any]:
-        """DeepScore with Nelder and Mead: residuals and frames; the threshold is that of a frame in focus there."""
-        if self.size.score_loops == 0:
-            return {}
-        conditions = Conditions(20.0)
-        try:
-            runs = [
-                deepscore_loop(open_column(case, conditions), conditions.calibration())
-                for case in cases(self.size.score_loops, 2, WIDE)
-            ]
-        except (FocusError, ImportError) as error:
-            self.missing["DeepScore + Nelder-Mead"] = str(error)
-            return {}
-        ends = np.array([run.residuals[-1] for run in runs])
-        return {
-            "wd": interval(np.abs(ends[:, 0])), "stig": interval(np.abs(ends[:, 1:]).mean(1)),
-            "within": share(within(ends)), "frames": rounded(np.median([run.frames[-1] for run in runs])),
-            "seconds": rounded(np.median([run.seconds for run in runs])), "runs": [table_of(r.residuals) for r in runs],
-        }  # fmt: skip
-
-    # ------------------------------------------------------------------ speed, recalibration and confidence
-    def speed(self) -> list[dict[str, Any]]:
-        """Seconds of a 512 x 512 pair and of a whole frame's pair, every model in turn in one run."""
-        from mm_autofocus.benchmark.sem_speed import measure_speed
-
-        return measure_speed(self.methods, self.size.timings, slow=not self.size.quickly)
-
-    def recalibration(self) -> dict[str, Any]:
-        """Figure 4: setup B before and after recalibration."""
-        from mm_autofocus.benchmark.sem_recalibration import measure_recalibration
-
-        return measure_recalibration(
-            self.methods, starts=self.size.repeats, iterations=self.size.iterations,
-            labelled_pairs=self.size.labelled_pairs, say=self.say,
+    def _loop(self, part: Part, group: str, i: int, start: Any, conditions: Conditions) -> SemCase:
+        return SemCase(
+            name=f"{part} {i + 1}, {group}", group=group, seed=start.seed, part=part, start=start,
+            conditions=conditions, iterations=self.size.iterations,
         )  # fmt: skip
 
-    def confidence(self) -> dict[str, Any]:
-        """Of ours given with at least 0.95, the share within the depth."""
-        made = {}
-        for key in OURS:
-            sure = [right for k, stated, right in self._stated if k == key and stated >= CONFIDENT]
-            every = [1 for k, *_ in self._stated if k == key]
-            if every:
-                made[key] = {"runs": len(every), "sure": len(sure), "within": share(np.array(sure, dtype=bool))}
-        return made
+    def _far(self) -> Iterator[Unit]:
+        """Figure 2: from 30 µm, +6, -6 at 200 and 50 ns of dwell."""
+        for dwell in DWELLS_NS:
+            for method in self._figures():
+                for i, start in enumerate(cases(self.size.repeats, 2, WIDE, at=(30.0, 6.0, -6.0))):
+                    conditions = Conditions(84.0 * dwell / 200)
+                    yield self._loop("far", f"from 30 µm, +6, -6 a.u. at {dwell} ns", i, start, conditions), method
+
+    def _figures(self) -> Iterator[SemMethod]:
+        """Yield the methods that take part in the paper's figures."""
+        for key, method in self.methods.items():
+            if key in OURS or (key != "mapfost_off" and not self.size.quickly):
+                yield method
+
+    def _vessel(self) -> Iterator[Unit]:
+        """Figure 3: an image of which a good part is the empty resin of a blood vessel."""
+        for method in self._figures():
+            for i, start in enumerate(self.vessel_starts()):
+                yield self._loop("vessel", "blood vessel", i, start, Conditions(84.0)), method
+
+    def vessel_starts(self) -> list[Any]:
+        """Return where the loops over a blood vessel begin."""
+        return cases(self.size.repeats, VESSEL_SERIES, WIDE, at=(30.0, 6.0, -6.0), tissue=True)
+
+    def _locations(self) -> Iterator[Unit]:
+        """Figure 5: locations on a grid, from 8-12 µm, -4 to -2 and 2 to 4 a.u.; MAPFoSt at four times the dwell."""
+        for method in self._figures():
+            dwell = location_dwell_ns(method.strategy)
+            conditions = Conditions(84.0 * dwell / 200)
+            for i, start in enumerate(location_cases(self.size.locations)):
+                yield self._loop("locations", f"locations, {dwell} ns", i, start, conditions), method
+
+    def _score(self) -> Iterator[Unit]:
+        """DeepScore with Nelder and Mead: residuals and frames; the threshold is that of a frame in focus there."""
+        if self.size.score_loops == 0:
+            return
+        try:
+            from mm_autofocus.strategies.deepscore import DeepScore
+
+            _ = DeepScore().scorer
+        except (FocusError, ImportError) as error:
+            self.missing[SCORE_NAME] = str(error)
+            return
+        method = sem_method(SCORE, SCORE_NAME, quick=self.size.quickly)
+        for i, start in enumerate(cases(self.size.score_loops, 2, WIDE)):
+            yield self._loop("score", "20 e-/px", i, start, Conditions(20.0)), method
+
+    def _recalibration(self) -> Iterator[Unit]:
+        """Figure 4: setup B before and after recalibration."""
+        for key in RECALIBRATED:
+            if key in self.methods:
+                counts = {"starts": self.size.repeats}
+                counts["labelled_pairs"] = self.size.labelled_pairs if key == "deepfocus" else 0
+                yield SemCase(
+                    name="setup B", group="recalibration", part="recalibration", iterations=self.size.iterations,
+                    counts=counts,
+                ), self.methods[key]  # fmt: skip
+
+    # ------------------------------------------------------------------ measuring
+    def measure(self, progress: Progress | None = None) -> tuple[dict[str, Any], list[Record]]:
+        """Measure what the journal does not hold; return the tables and the records of all closed loops."""
+        began = time.perf_counter()
+        units = self.units()
+        run = run_units(
+            units, self.measured, self.journal, workers=self.workers, scheduler=self.scheduler, progress=progress
+        )
+        timed = run_units([self.speed()], self.measured, self.journal)
+        both = BenchRun(
+            records=run.records + timed.records, failures=run.failures + timed.failures,
+            resumed=run.resumed + timed.resumed,
+        )  # fmt: skip
+        outcome = tabulate([*units, self.speed()], both, self.size)
+        outcome |= {
+            "names": {key: method.name for key, method in self.methods.items()}, "missing": self.missing,
+            "failures": [failure.model_dump() for failure in both.failures],
+            "units": len(units) + 1, "resumed": both.resumed,
+            "total_seconds": round(time.perf_counter() - began, 1),
+            "tested_on": "wing, fabric, fibres, powder and tissue of unseen seeds; probe of WAVE and POLYGON family",
+        }  # fmt: skip
+        return outcome, [record for record in both.records if record.judged]
+
+
+def location_dwell_ns(key: str) -> int:
+    """Return with how much dwell a method focuses at the locations of figure 5, as in the paper."""
+    return 200 if key == "mapfost" else 50
+
+
+# ---------------------------------------------------------------------- tables
+def tabulate(units: Sequence[Unit], run: BenchRun, size: Size) -> dict[str, Any]:
+    """Return every table as numbers, of the units that have been measured."""
+    by_key = {record.key: record for record in run.records}
+    measured: dict[Part, dict[str, dict[str, list[Record]]]] = {}
+    for case, method in units:
+        record = by_key.get(key_of(case, method))
+        if record is not None:
+            group = measured.setdefault(case.part, {}).setdefault(case.group, {})
+            group.setdefault(method.strategy, []).append(record)
+
+    def loops(part: Part) -> dict[str, dict[str, Any]]:
+        return {
+            group: {key: _loop_row(records, size.iterations) for key, records in methods.items()}
+            for group, methods in measured.get(part, {}).items()
+        }
+
+    vessel = loops("vessel").get("blood vessel", {})
+    for key, records in measured.get("vessel", {}).get("blood vessel", {}).items():
+        vessel[key]["patches"] = records[0].details["patches"]
+    locations = {
+        key: row | {"dwell_ns": location_dwell_ns(key)}
+        for methods in loops("locations").values() for key, row in methods.items()
+    }  # fmt: skip
+    scored = [record for methods in measured.get("score", {}).values() for record in methods.get(SCORE, [])]
+    again = [r for methods in measured.get("recalibration", {}).values() for rs in methods.values() for r in rs]
+    timed = measured.get("speed", {}).get("speed", {}).get(ALL, [])
+    return {
+        "pairs": {
+            group: {key: _pair_row(records) for key, records in methods.items()}
+            for group, methods in measured.get("pairs", {}).items()
+        },
+        "loops": loops("loops"), "far": loops("far"), "vessel": vessel, "locations": locations,
+        "score": _score_row(scored) if scored else {},
+        "recalibration": {name: row for record in again for name, row in record.details["rows"].items()},
+        "speed": timed[0].details["rows"] if timed else [], "against": _against(measured.get("loops", {})),
+        "confidence": _confidence(measured),
+    }  # fmt: skip
+
+
+def _pair_row(records: Sequence[Record]) -> dict[str, Any]:
+    errors = np.array([record.details["error"] for record in records])
+    off = np.abs(errors)
+    return {
+        "wd": interval(off[:, 0]), "stig": interval(off[:, 1:].mean(1)), "median_wd": rounded(np.median(off[:, 0])),
+        "worst_wd": rounded(off[:, 0].max()), "within": share(within(errors)),
+        "seconds": rounded(np.median([record.compute_seconds for record in records])), "errors": table_of(errors),
+    }  # fmt: skip
+
+
+def _loop_row(records: Sequence[Record], iterations: int) -> dict[str, Any]:
+    return loop_row([trajectory_of(record) for record in records], iterations)
+
+
+def _score_row(records: Sequence[Record]) -> dict[str, Any]:
+    runs = [trajectory_of(record) for record in records]
+    ends = np.array([run.residuals[-1] for run in runs])
+    return {
+        "wd": interval(np.abs(ends[:, 0])), "stig": interval(np.abs(ends[:, 1:]).mean(1)),
+        "within": share(within(ends)), "frames": rounded(np.median([run.frames[-1] for run in runs])),
+        "seconds": rounded(np.median([run.seconds for run in runs])), "runs": [table_of(r.residuals) for r in runs],
+    }  # fmt: skip
+
+
+def _against(loops: dict[str, dict[str, list[Record]]]) -> list[dict[str, Any]]:
+    """Compare the default with MAPFoSt, case by case, on those that both have."""
+    rows = []
+    for group, methods in loops.items():
+        for key in ("mapfost", "mapfost_off"):
+            if DEFAULT in methods and key in methods:
+                theirs = {record.case: trajectory_of(record) for record in methods[key]}
+                ours = {record.case: trajectory_of(record) for record in methods[DEFAULT]}
+                pairs = [(ours[case], theirs[case]) for case in theirs if case in ours]
+                rows.append({"condition": group, "peer": key, **duel(pairs)})
+    return rows
+
+
+def _confidence(measured: dict[Part, dict[str, dict[str, list[Record]]]]) -> dict[str, Any]:
+    """Of ours given with at least 0.95, the share within the depth."""
+    made = {}
+    for key in OURS:
+        records = [r for groups in measured.values() for methods in groups.values() for r in methods.get(key, [])]
+        stated = [r for r in records if r.judged and r.confidence is not None]
+        sure = [abs(r.error or 0.0) <= r.depth / 2 for r in stated if (r.confidence or 0.0) >= CONFIDENT]
+        if stated:
+            made[key] = {"runs": len(stated), "sure": len(sure), "within": share(np.array(sure, dtype=bool))}
+    return made

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mm_autofocus.cli.bench_options import Fresh, Scheduler, Workers, exit_with_failures
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 
@@ -67,17 +68,26 @@ def register(groups: Groups) -> None:
 
     @groups.bench.command("sem")
     def bench_sem(
-        out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("bench_output/sem"),
-        quick: Annotated[bool, typer.Option(help="A few per cent of the cases, in less than a minute.")] = False,
+        out: Annotated[Path, typer.Option(help="Folder; a run that was killed goes on here.")] = Path(
+            "bench_output/sem"
+        ),
+        quick: Annotated[bool, typer.Option(help="A few per cent of the cases, in about a minute.")] = False,
+        fresh: Fresh = False,
         only: Annotated[list[str] | None, typer.Option(help="spectral, convolutional, deepfocus, mapfost ...")] = None,
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         as_json: Json = False,
     ) -> None:
         """Measure ours, DeepFocus, DeepScore and MAPFoSt side by side, on specimens that none was trained on."""
         with errors(as_json):
             from mm_autofocus.cli.sem_table import table
 
-            outcome = table(out, quick=quick, only=only, say=_say(as_json))
+            outcome = table(
+                out, quick=quick, only=only, fresh=fresh, workers=workers, scheduler=scheduler, quiet=as_json,
+                say=_say(as_json),
+            )  # fmt: skip
             if as_json:
                 print_json(outcome)
             else:
                 typer.echo((out / "sem_table.md").read_text(encoding="utf-8"))
+        exit_with_failures(outcome)

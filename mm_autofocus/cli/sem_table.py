@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -14,18 +12,32 @@ from mm_autofocus.cli.acquire import writable_folder
 
 
 def table(
-    out: Path, *, quick: bool = False, only: Sequence[str] | None = None, say: Callable[[str], None] = print
+    out: Path,
+    *,
+    quick: bool = False,
+    only: Sequence[str] | None = None,
+    fresh: bool = False,
+    workers: int = 0,
+    scheduler: str = "",
+    quiet: bool = True,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Measure; write sem_table.json, .md and .html, and return what was measured.
 
     Parameters
     ----------
     out
-        Folder for the tables.
+        Folder for the tables and for sem.jsonl, the journal: a run that was killed goes on there.
     quick
-        A few per cent of the cases, in less than a minute.
+        A few per cent of the cases, in about a minute.
     only
         Keys of the methods to measure; None for all that can be used.
+    fresh
+        Measure everything again, in place of going on: the earlier journal is kept as sem-previous.jsonl.
+    workers, scheduler
+        See `mm_autofocus.benchmark.workers.in_parallel`.
+    quiet
+        No progress display.
     say
         Told what goes on.
 
@@ -35,30 +47,26 @@ def table(
         When the folder cannot be written to, or no method can be used.
     """
     from mm_autofocus.benchmark.page import write_page
+    from mm_autofocus.benchmark.runner import set_aside
+    from mm_autofocus.benchmark.sem_cases import Conditions, vessel_column
     from mm_autofocus.benchmark.sem_table import Bench, Size
-    from mm_autofocus.errors import SettingsError
+    from mm_autofocus.cli.bench_options import progress_of
+    from mm_autofocus.cli.bench_tables import machine
     from mm_autofocus.report.sem_table import headline, markdown, notes, sections
 
     out = writable_folder(out)
-    _one_thread()
-    bench = Bench(Size.quick() if quick else Size(), say=say, keys=only)
-    if not bench.methods:
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in bench.missing.items())
-        raise SettingsError(f"none of the methods can be used ({reasons or f'no method is called {only}'})")
-    machine = {"machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}"}
-    outcome = bench.measure() | machine | {"quick": quick, "created": datetime.now().isoformat(timespec="seconds")}
+    journal = out / "sem.jsonl"
+    size = Size.quick() if quick else Size()
+    bench = Bench(journal, size, say=say, keys=only, workers=workers, scheduler=scheduler)
+    if fresh:
+        set_aside(journal)
+    with progress_of(len(bench.units()), quiet=quiet) as progress:
+        measured, records = bench.measure(progress)
+    outcome = measured | {"machine": machine(), "quick": quick, "created": datetime.now().isoformat(timespec="seconds")}
     (out / "sem_table.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
-    (out / "sem_table.md").write_text(markdown(outcome), encoding="utf-8")
-    facts = {"Machine": machine["machine"], **{f"Note {i + 1}": line for i, line in enumerate(notes(outcome))}}
+    (out / "sem_table.md").write_text(markdown(outcome, records), encoding="utf-8")
+    facts = {"Machine": outcome["machine"], **{f"Note {i + 1}": line for i, line in enumerate(notes(outcome))}}
+    vessel = vessel_column(bench.vessel_starts()[0], Conditions(84.0)).scan() if outcome["vessel"] else None
     title = "Focus and stigmators of an electron column: methods side by side"
-    write_page(out / "sem_table.html", title, headline(outcome), facts, sections(outcome, bench.vessel_frame))
+    write_page(out / "sem_table.html", title, headline(outcome), facts, sections(outcome, records, vessel))
     return outcome
-
-
-def _one_thread() -> None:
-    """Let torch, where it is installed, compute on one thread, as every time in the table is meant."""
-    try:
-        import torch
-    except ImportError:
-        return
-    torch.set_num_threads(1)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +17,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from mm_autofocus.benchmark import sem_table
+from mm_autofocus.benchmark import sem_units
 from mm_autofocus.benchmark.page import write_page
+from mm_autofocus.benchmark.runner import Record, key_of
 from mm_autofocus.benchmark.sem_cases import (
     FAMILIES,
     FIRST_SEED,
@@ -27,10 +32,10 @@ from mm_autofocus.benchmark.sem_cases import (
     take_pair,
     vessel_column,
 )
-from mm_autofocus.benchmark.sem_methods import Method, methods, pair_loop, steps_of, strategy_loop
-from mm_autofocus.benchmark.sem_scoring import interval, loop_row, settled, share, within
+from mm_autofocus.benchmark.sem_methods import Trajectory, methods, pair_loop, steps_of, strategy_loop
+from mm_autofocus.benchmark.sem_scoring import duel, interval, loop_row, settled, share, within
 from mm_autofocus.estimators import Aberration, ColumnCalibration, PairEstimate
-from mm_autofocus.report.sem_table import headline, markdown, sections
+from mm_autofocus.report.sem_table import headline, markdown, runs_table, sections
 from mm_autofocus.result import Status
 from mm_autofocus.simulation.electron_probe import ProbeFamily
 from mm_autofocus.simulation.sem_column import Column
@@ -38,6 +43,7 @@ from mm_autofocus.simulation.sem_specimen import SpecimenKind
 from mm_autofocus.strategies.phase_diversity import PhaseDiversity
 from mm_autofocus.strategy import Image
 from mm_autofocus.training import sem_pairs
+from sem.sem_bench_units import TRACE, bench, installed
 
 
 @dataclass
@@ -163,55 +169,21 @@ def test_intervals_hold_the_value_and_repeat() -> None:
     assert share(np.array([True] * 24)) == [1.0, pytest.approx(0.862, abs=1e-3), 1.0, 24]
 
 
-class _Bench(sem_table.Bench):
-    """The bench with one method whose answers are known: the truth, and with one that doubles it."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.methods = {
-            key: Method(key, name, _Cheat(factor)) for key, name, factor in
-            (("spectral", "ours", 1.0), ("mapfost", "a peer", 0.5))
-        }  # fmt: skip
-
-
-@dataclass
-class _Cheat:
-    factor: float
-
-    def estimate(self, *args: object) -> PairEstimate:
-        column = _CURRENT[-1]
-        return PairEstimate(
-            Aberration(*(float(v) * self.factor for v in column.truth().vector())), Aberration(0.1, 0.1, 0.1)
-        )
-
-
-_CURRENT: list[Column] = []
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], list[Record]]:
+    """A whole outcome with small frames of one specimen, no training and no timing."""
+    with installed():
+        return bench(tmp_path_factory.mktemp("sem") / "sem.jsonl").measure()
 
 
 @pytest.fixture(scope="module")
-def outcome() -> Iterator[dict[str, Any]]:
-    """A whole outcome with small frames of one specimen, no training and no timing."""
-
-    def opened(case: Case, conditions: Conditions, **options: float) -> Column:
-        made = open_column(replace(case, kind=SpecimenKind.TIN, seed=FIRST_SEED), conditions, **options)
-        made.frame = (320, 240)
-        _CURRENT.append(made)
-        return made
-
-    size = sem_table.Size(
-        pairs=3, loops=2, peer_loops=2, iterations=3, repeats=1, locations=2, score_loops=0, labelled_pairs=0, timings=1
-    )
-    speed = {"name": "ours", "seconds_512": 0.01, "seconds_frame": None, "mpx_per_s": 52.4, "ratio": None}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("open_column", "vessel_column"):
-            patch.setattr(sem_table, name, opened)
-        bench = _Bench(size, say=lambda text: None, keys=())
-        patch.setattr(bench, "recalibration", dict)
-        patch.setattr(bench, "speed", lambda: [speed])
-        yield bench.measure()
+def outcome(measured: tuple[dict[str, Any], list[Record]]) -> dict[str, Any]:
+    return measured[0]
 
 
-def test_the_tables_say_what_was_measured(outcome: dict[str, Any], tmp_path: Path) -> None:
+def test_the_tables_say_what_was_measured(
+    measured: tuple[dict[str, Any], list[Record]], outcome: dict[str, Any], tmp_path: Path
+) -> None:
     json.dumps(outcome, allow_nan=False)
     assert outcome["pairs"]["20 e-/px"]["spectral"]["wd"][0] == 0.0
     peer = outcome["pairs"]["20 e-/px"]["mapfost"]
@@ -220,14 +192,46 @@ def test_the_tables_say_what_was_measured(outcome: dict[str, Any], tmp_path: Pat
     loop = outcome["loops"]["20 e-/px"]["spectral"]
     assert [step["within"][0] for step in loop["after"][1:]] == [1.0, 1.0, 1.0]
     assert loop["iterations"][0] == 1.0
-    text = markdown(outcome)
-    assert "| ours | 0.00 (0.00–0.00); 0.00 | 0.00 (0.00–0.00) |" in text
+    text = markdown(outcome, measured[1])
+    assert "| ours, spectral | 3/3/3 | 0.00 (0.00–0.00); 0.00 | 0.00 (0.00–0.00) |" in text
     assert "100% of 2 (34%–100%)" in text
     assert "At 20 e-/px ours is off by 0.00 µm" in headline(outcome)
-    path = write_page(tmp_path / "table.html", "SEM", headline(outcome), {}, sections(outcome))
+    made = sections(outcome, measured[1])
+    path = write_page(tmp_path / "table.html", "SEM", headline(outcome), {}, made)
     page = path.read_text(encoding="utf-8")
-    assert page.count("<table>") == sum(bool(section.rows) for section in sections(outcome)) > 8
+    assert page.count("<table>") == sum(bool(section.rows) for section in made) > 8
     assert "plot-pairs" in page
+
+
+def test_every_method_has_its_success_error_and_cost(measured: tuple[dict[str, Any], list[Record]]) -> None:
+    rows = {(row[0], row[1]): row for row in runs_table(measured[1])[3]}
+    ours, peer = rows["20 e-/px", "ours, spectral"], rows["20 e-/px", "MAPFoSt"]
+    assert ours[2:5] == ["2 of 2", "34% to 100%", "0.00; 0.00"]
+    # half of the truth is left after each of three pairs
+    starts = [c.start.vector() for c in cases(2, 2, (20.0, 5.0))]
+    left = np.abs(starts)[:, 0] / 8
+    assert peer[4].startswith(f"{np.median(left):.2f};")
+    assert peer[2] == f"{sum(left <= 1.0)} of 2"
+    assert peer[7] == "6.0"
+    assert peer[-2] == "-"  # it states no confidence, so it was never sure
+    dose = {condition: float(row[8]) for (condition, method), row in rows.items() if method == "MAPFoSt"}
+    assert dose["20 e-/px"] == pytest.approx(4 * dose["5 e-/px"], rel=0.01)
+
+
+def test_ours_and_mapfost_are_compared_start_by_start(outcome: dict[str, Any]) -> None:
+    both_off = "20 e-/px, starts within ±0.5 a.u., believed angle x0.8"
+    rows = {row["condition"]: row for row in outcome["against"]}
+    assert {"20 e-/px", "20 e-/px, starts within ±0.5 a.u.", both_off} <= set(rows)
+    assert rows[both_off]["runs"] == rows[both_off]["fewer"] == 2
+
+
+def test_a_duel_counts_who_never_arrives_as_later() -> None:
+    def run(*wd: float) -> Trajectory:
+        path = np.array([[v, 0.0, 0.0] for v in wd])
+        return Trajectory(path, np.arange(len(wd), dtype=float), 1.0, Status.CONVERGED, 0.0)
+
+    made = duel([(run(9, 0), run(9, 2, 0)), (run(9, 3, 0), run(9, 8, 8)), (run(9, 9), run(9, 0))])
+    assert made == {"runs": 3, "reached": [2, 2], "iterations": [1.0, 2.0], "fewer": 2, "more": 1}
 
 
 def test_the_same_frames_are_read_by_every_method(outcome: dict[str, Any]) -> None:
@@ -237,9 +241,78 @@ def test_the_same_frames_are_read_by_every_method(outcome: dict[str, Any]) -> No
     assert peer == outcome["pairs"]["5 e-/px"]["mapfost"]["errors"]
 
 
-def test_a_method_that_cannot_be_used_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
+def _parts(made: dict[str, Any]) -> dict[str, Any]:
+    """Return the tables without what is of the computer's speed."""
+    kept = json.loads(json.dumps({k: v for k, v in made.items() if k not in ("total_seconds", "resumed")}))
 
+    def without(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: without(v) for k, v in value.items() if k != "seconds"}
+        return [without(v) for v in value] if isinstance(value, list) else value
+
+    return dict(without(kept))
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL")
+def test_kill_9_loses_no_unit_and_does_none_twice(
+    outcome: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, trace = tmp_path / "sem.jsonl", tmp_path / "trace.txt"
+    command = [sys.executable, str(Path(__file__).with_name("sem_bench_units.py")), str(journal)]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, TRACE: str(trace)}
+    for _ in range(2):
+        wanted = journal.read_bytes().count(b"\n") + 9 if journal.exists() else 9
+        process = subprocess.Popen(command, env=environment)
+        deadline = time.monotonic() + 120
+        while not journal.exists() or journal.read_bytes().count(b"\n") < wanted:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait(timeout=10)
+    cut_off = journal.read_bytes().count(b"\n")
+    monkeypatch.setenv(TRACE, str(trace))
+    with installed():
+        small = bench(journal)
+        made, _ = small.measure()
+        again, _ = small.measure()
+    assert made["resumed"] == cut_off
+    assert _parts(made) == _parts(outcome)
+    keys = [json.loads(line)["key"] for line in journal.read_text().splitlines()]
+    assert sorted(keys) == sorted(key_of(*unit) for unit in [*small.units(), small.speed()])
+    # what was cut off between its measurement and its line is measured again, never more than one a kill
+    assert len(trace.read_text().splitlines()) <= len(keys) + 2
+    assert again["resumed"] == len(keys)
+
+
+def test_two_workers_come_to_the_same_tables(
+    outcome: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("distributed")
+    monkeypatch.setenv(TRACE, str(tmp_path / "trace.txt"))
+    with installed():
+        made, _ = bench(tmp_path / "sem.jsonl", workers=2).measure()
+    assert _parts(made) == _parts(outcome)
+    lines = [line.split("|") for line in (tmp_path / "trace.txt").read_text().splitlines()]
+    processes = {process for name, _, process in lines if name != "speed"}
+    assert len(processes) == 2
+    assert str(os.getpid()) not in processes
+    assert [process for name, _, process in lines if name == "speed"] == [str(os.getpid())]
+
+
+def test_a_network_that_was_trained_again_is_measured_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sem_units, "WEIGHTS", tmp_path)
+    keys = set()
+    for content in (b"one", b"another"):
+        (tmp_path / "sem_spectral.safetensors").write_bytes(content)
+        sem_units._digest.cache_clear()
+        keys.add(sem_units.sem_method("spectral", "ours").weights)
+    sem_units._digest.cache_clear()
+    assert len(keys) == 2
+
+
+def test_a_method_that_cannot_be_used_is_named_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "mapfost", None)
     monkeypatch.setitem(sys.modules, "mapfost.mapfost", None)
     found, missing = methods(("mapfost",))
@@ -248,8 +321,6 @@ def test_a_method_that_cannot_be_used_is_named_and_left_out(monkeypatch: pytest.
 
 
 def test_a_row_of_loops_counts_iterations_only_of_those_that_arrive() -> None:
-    from mm_autofocus.benchmark.sem_methods import Trajectory
-
     good = np.array([[9.0, 0, 0], [3.0, 0, 0], [0.1, 0, 0]])
     bad = np.array([[9.0, 0, 0], [8.0, 0, 0], [7.0, 0, 0]])
     runs = [Trajectory(p, np.array([0.0, 2.0, 4.0]), 0.9, Status.CONVERGED, 0.1) for p in (good, bad)]
