@@ -118,7 +118,7 @@ def reliability_section(found: Sequence[Reliability]) -> Section:
         name="reliability",
         title="Can the confidence be believed?",
         lead=f"Of the results given with a confidence of {SURE:g} or more, at least {MUST:.0%} must be within the "
-        "depth of field. Peers state 1 always.",
+        "depth of field. Methods that never state one are left out.",
         header=["method", f"right among those >= {SURE:g}", f"must {MUST:.0%}", "calibration error", "Brier score"],
         rows=rows,
         charts=[_chart(number, one) for number, one in enumerate(found)],

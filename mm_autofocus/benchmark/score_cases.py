@@ -76,8 +76,10 @@ class FocusOutcome:
     ----------
     case, status, confidence, frames
         What it was, and what the strategy says; frames until its verdict.
-    seconds
-        In the strategy's code.
+    seconds, instrument_s
+        In the strategy's code, and on the column's clock.
+    dose
+        Electrons that landed until its verdict, per nm².
     final_um
         Working distance less the best one at the end.
     final, best
@@ -101,6 +103,8 @@ class FocusOutcome:
     read_final: float
     read_best: float
     depth_um: float
+    dose: float
+    instrument_s: float
     trajectory: tuple[float, ...] = field(default=())
     scores: tuple[float, ...] = field(default=())
 
@@ -167,6 +171,7 @@ def run(case: FocusCase, strategy: DualNetwork) -> FocusOutcome:
         depth_of_field_um=depth_um(pixel_um, TABLETOP.probe.convergence_mrad),
     )  # fmt: skip
     verdict, frames, seconds = drive(column, strategy, request)
+    dose, instrument_s = column.dose, column.clock_s
     column.working_distance_um = verdict.target.get("z", start)
     final, final_um = true_score(column), column.truth().defocus_um
     read_final = strategy.read(column.scan(), pixel_um).score
@@ -174,25 +179,25 @@ def run(case: FocusCase, strategy: DualNetwork) -> FocusOutcome:
     best, read_best = true_score(column), strategy.read(column.scan(), pixel_um).score
     return FocusOutcome(
         case, str(verdict.status), verdict.confidence, frames, seconds, final_um, final, best, read_final, read_best,
-        depth_um(pixel_um, case.setup.probe.convergence_mrad),
+        depth_um(pixel_um, case.setup.probe.convergence_mrad), dose, instrument_s,
         tuple(float(at) - zero for at in verdict.details.get("trajectory", ())), tuple(verdict.scores),
     )  # fmt: skip
 
 
 def drive(column: Column, strategy: DualNetwork, request: FocusRequest) -> tuple[Verdict, int, float]:
-    """Return the verdict, the number of frames, and the seconds spent in the strategy."""
+    """Return the verdict, the number of frames, and the processor's seconds spent in the strategy."""
     generator = strategy.focus(request)
     frames, spent = 0, 0.0
-    begin = time.perf_counter()
+    begin = time.process_time()
     look: Look = next(generator)
     while True:
-        spent += time.perf_counter() - begin
+        spent += time.process_time() - begin
         column.working_distance_um = look.targets["z"]
         image: NDArray[Any] = column.scan()
         frames += 1
         frame = Frame(image, {"z": column.working_distance_um}, column.pixel_nm * 1e-3)
-        begin = time.perf_counter()
+        begin = time.process_time()
         try:
             look = generator.send(frame)
         except StopIteration as stop:
-            return stop.value, frames, spent + time.perf_counter() - begin
+            return stop.value, frames, spent + time.process_time() - begin

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from mm_autofocus.cli.bench_options import Fresh, Scheduler, Workers, exit_with_failures
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 from mm_autofocus.cli.training import EPILOG, Scheduler, Workers, machines
@@ -38,20 +39,29 @@ def register(groups: Groups) -> None:
 
     @groups.bench.command("sem-scores")
     def bench_sem_scores(
-        out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("bench_output/sem_scores"),
+        out: Annotated[Path, typer.Option(help="Folder; a run that was killed goes on here.")] = Path(
+            "bench_output/sem_scores"
+        ),
         quick: Annotated[bool, typer.Option(help="A few per cent of the cases.")] = False,
+        fresh: Fresh = False,
         seed: Annotated[int, typer.Option(help="Of the test frames.", min=0)] = 9,
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         as_json: Json = False,
     ) -> None:
         """Measure focus scores and the controllers that focus by them, on specimens that none was trained on."""
         with errors(as_json):
             from mm_autofocus.cli.score_table import table
 
-            outcome = table(out, quick=quick, seed=seed, say=_say(as_json))
+            outcome = table(
+                out, quick=quick, seed=seed, fresh=fresh, workers=workers, scheduler=scheduler, quiet=as_json,
+                say=_say(as_json),
+            )  # fmt: skip
             if as_json:
                 print_json(outcome)
             else:
                 typer.echo((out / "sem_scores.md").read_text(encoding="utf-8"))
+        exit_with_failures(outcome)
 
     @groups.train.command("sem-score", epilog=EPILOG)
     def train_sem_score(

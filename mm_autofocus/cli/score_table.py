@@ -11,17 +11,33 @@ from typing import Any
 from mm_autofocus.cli.acquire import writable_folder
 
 
-def table(out: Path, *, quick: bool = False, seed: int = 9, say: Callable[[str], None] = print) -> dict[str, Any]:
+def table(
+    out: Path,
+    *,
+    quick: bool = False,
+    seed: int = 9,
+    fresh: bool = False,
+    workers: int = 0,
+    scheduler: str = "",
+    quiet: bool = True,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
     """Measure; write sem_scores.json, .md and .html, and return what was measured.
 
     Parameters
     ----------
     out
-        Folder for the tables.
+        Folder for the tables and for sem_scores.jsonl, the journal: a run that was killed goes on there.
     quick
         A few per cent of the cases.
     seed
         Of test frames.
+    fresh
+        Measure everything again, in place of going on: the earlier journal is kept as sem_scores-previous.jsonl.
+    workers, scheduler
+        See `mm_autofocus.benchmark.workers.in_parallel`.
+    quiet
+        No progress display.
     say
         Told what goes on.
 
@@ -31,18 +47,25 @@ def table(out: Path, *, quick: bool = False, seed: int = 9, say: Callable[[str],
         When the folder cannot be written to, or our network's weights are missing.
     """
     from mm_autofocus.benchmark.page import write_page
-    from mm_autofocus.benchmark.score_table import ScoreBench, Size, machine
+    from mm_autofocus.benchmark.runner import set_aside
+    from mm_autofocus.benchmark.score_table import ScoreBench, Size, totals
+    from mm_autofocus.cli.bench_options import progress_of
+    from mm_autofocus.cli.bench_tables import machine
     from mm_autofocus.report.score_table import headline, markdown, sections
 
     out = writable_folder(out)
-    bench = ScoreBench(Size.quick() if quick else Size(), seed=seed, say=say)
-    outcome = bench.measure() | {
-        "machine": machine(), "quick": quick, "created": datetime.now().isoformat(timespec="seconds"),
-    }  # fmt: skip
+    journal = out / "sem_scores.jsonl"
+    size = Size.quick() if quick else Size()
+    bench = ScoreBench(journal, size, seed=seed, say=say, workers=workers, scheduler=scheduler)
+    if fresh:
+        set_aside(journal)
+    with progress_of(len(bench.units()), quiet=quiet) as progress:
+        measured, records = bench.measure(progress)
+    outcome = measured | {"machine": machine(), "quick": quick, "created": datetime.now().isoformat(timespec="seconds")}
     (out / "sem_scores.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
-    (out / "sem_scores.md").write_text(markdown(outcome), encoding="utf-8")
+    (out / "sem_scores.md").write_text(markdown(outcome, records, totals()), encoding="utf-8")
     facts = {"Machine": outcome["machine"], "Cases": "a few per cent" if quick else "all"}
     facts |= {f"Not measured: {name}": reason for name, reason in outcome["missing"].items()}
     title = "Focusing an SEM by single images: scores and controllers side by side"
-    write_page(out / "sem_scores.html", title, headline(outcome), facts, sections(outcome))
+    write_page(out / "sem_scores.html", title, headline(outcome), facts, sections(outcome, records, totals()))
     return outcome

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from mm_autofocus.benchmark.runner import Record
 from mm_autofocus.report.data import Chart, Section
+from mm_autofocus.report.outcomes import Row, Table, Totals, outcome_sections, outcome_tables
 from mm_autofocus.report.plots import GOOD, INK, MUTED, WARN, Figure, axis, chart, plain, with_legend
 
-Row = list[str]
-Table = tuple[str, str, Row, list[Row]]
-"""Title, remark, header and rows."""
-
+RUNS = (
+    "Success: converged within the depth over which a score falls by 0.15, from anywhere in the range. Dose: electrons "
+    "that land, per nm². Instrument: seconds of its simulated clock."
+)
 PAPER_RMSE = {"500": 0.3056, "1000": 0.3152, "2000": 0.3152, "5000": 0.4174, "10000": 0.6729}
 PAPER_VARIANCE = {"500": 3.0467, "1000": 2.9133, "2000": 2.7270, "5000": 2.7924, "10000": 2.7741}
 PAPER_CORRELATION = {"tin": 0.974, "grid": 0.978, "particles": 0.975}
@@ -35,17 +37,28 @@ def tables(outcome: dict[str, Any]) -> Iterator[Table]:
     yield _speed(outcome["speed"])
 
 
-def markdown(outcome: dict[str, Any]) -> str:
-    """Return all tables as Markdown."""
+def markdown(outcome: dict[str, Any], records: Sequence[Record] = (), totals: Totals | None = None) -> str:
+    """Return all tables as Markdown, with what the runs came to where their records are given."""
     lines: list[str] = []
-    for title, remark, header, rows in tables(outcome):
+    for title, remark, header, rows in [*tables(outcome), *outcome_tables(records, RUNS, totals)]:
         lines += [f"### {title}", "", remark, "", _line(header), f"|{'---|' * len(header)}", *map(_line, rows), ""]
     lines += [f"- not measured: {name} ({reason})" for name, reason in outcome["missing"].items()]
+    lines += [f"- not measured: {f['case']}, {f['method']} ({f['message']})" for f in outcome["failures"]]
     return "\n".join(lines) + "\n"
 
 
-def sections(outcome: dict[str, Any]) -> list[Section]:
-    """Return every table with the figures that belong to it, for a page."""
+def sections(
+    outcome: dict[str, Any], records: Sequence[Record] = (), totals: Totals | None = None
+) -> list[Section]:
+    """Return every table with the figures that belong to it, for a page.
+
+    Parameters
+    ----------
+    outcome
+        See `tables`.
+    records, totals
+        All focus runs, and rows over several samples; for what they came to and for the reliability diagrams.
+    """
     drawn = {
         "Score by magnification": [_correspondence(outcome)],
         "A score stays put while the focus does": _stay_charts(outcome["stay"]),
@@ -55,6 +68,7 @@ def sections(outcome: dict[str, Any]) -> list[Section]:
         Section(name=f"table-{i}", title=title, lead=remark, header=header, rows=rows, charts=drawn.get(title, []))
         for i, (title, remark, header, rows) in enumerate(tables(outcome))
     ]
+    made += outcome_sections(records, RUNS, totals)
     made.append(
         Section(
             name="series", title="Score against working distance",

@@ -5,23 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from mm_autofocus.benchmark.reliability import reliability, reliability_section
 from mm_autofocus.benchmark.runner import Record
-from mm_autofocus.benchmark.tables import HEADER, SURE, cells, error_chart, summarise, unit_of
 from mm_autofocus.report.data import Chart, Section
+from mm_autofocus.report.outcomes import Table, outcome_sections, outcome_tables
 from mm_autofocus.report.sem import PatchView, interval_chart, patch_chart, residual_chart
 from mm_autofocus.report.sem_sections import read_patches
 from mm_autofocus.strategy import Image
-
-Row = list[str]
-Table = tuple[str, str, Row, list[Row]]
-"""Title, remark, header and rows."""
 
 MUSTS: dict[str, str] = {
     "pairs": "must: 1.2 µm / 0.30 a.u. at 20 e-/px; ambitious 0.5 / 0.12",
     "loops": "must: 0.35 µm and 95 % within after 2 iterations at 20 e-/px; by iteration 3 at 5 e-/px, 5 at ±20 %",
 }
 PAIR_MUST_UM = 1.2
+RUNS = (
+    "All closed loops above. Success: converged within 1 µm and 0.25 a.u. The second error is that of the worse "
+    "stigmator. Dose: electrons that land, per nm². Instrument: seconds of its simulated clock."
+)
 VESSEL = "An image with a blood vessel, from 30 µm, +6, -6 a.u. (Fig. 3)"
 
 
@@ -45,21 +44,10 @@ def tables(outcome: dict[str, Any]) -> Iterator[Table]:
     yield _confidence(outcome["confidence"], names)
 
 
-def runs_table(records: Sequence[Record]) -> Table:
-    """Return success, errors, cost and false confidence of every method in every condition of the closed loops."""
-    rows = summarise(records, {})
-    remark = (
-        f"Success: converged within 1 µm and 0.25 a.u. of all knobs. Errors: {unit_of(rows)} (the worse stigmator). "
-        "Dose: electrons that land, per nm². Instrument: seconds of its simulated clock. Sure: confidence of at least "
-        f"{SURE:g}; methods with - state none."
-    )
-    return "What a run came to", remark, ["condition", *HEADER], [[row.group, *cells(row)] for row in rows]
-
-
 def markdown(outcome: dict[str, Any], records: Sequence[Record] = ()) -> str:
     """Return all tables as Markdown, with what the runs came to where their records are given."""
     lines = []
-    for title, remark, header, rows in [*tables(outcome), *([runs_table(records)] if records else [])]:
+    for title, remark, header, rows in [*tables(outcome), *outcome_tables(records, RUNS)]:
         lines += [f"### {title}", "", *([remark, ""] if remark else [])]
         lines += [_line(header), f"|{'---|' * len(header)}", *map(_line, rows), ""]
     lines += [*notes(outcome), ""]
@@ -93,16 +81,7 @@ def sections(
         Section(name=f"table-{i}", title=title, lead=remark, header=header, rows=rows, charts=drawn.get(title, []))
         for i, (title, remark, header, rows) in enumerate(tables(outcome))
     ]
-    if records:
-        title, remark, header, rows = runs_table(records)
-        errors = error_chart(records)
-        made.append(
-            Section(
-                name="runs", title=title, lead=remark, header=header, rows=rows, charts=[errors] if errors else [],
-            )
-        )  # fmt: skip
-        made.append(reliability_section(reliability(records)))
-    return made
+    return made + outcome_sections(records, RUNS)
 
 
 def headline(outcome: dict[str, Any]) -> str:

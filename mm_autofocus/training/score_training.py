@@ -208,11 +208,12 @@ def measure_card(path: Path, network: ScoreNetwork, *, views: int = 5, images: i
 
 
 def held_out_images(
-    *, views: int = 5, images: int = 30, seed: int = 9, say: Say = lambda _: None
-) -> dict[str, list[ScoredImage]]:
+    *, views: int = 5, images: int = 30, seed: int = 9, kinds: Sequence[str] = (*SEEN, *UNSEEN),
+    say: Say = lambda _: None,
+) -> dict[str, list[ScoredImage]]:  # fmt: skip
     """Return test frames by what is tested: each seen sample, each unseen one, and probes that were not trained on."""
     parts: dict[str, list[ScoredImage]] = {}
-    for kind in (*SEEN, *UNSEEN):
+    for kind in kinds:
         say(f"test frames of {kind}")
         magnifications = None if kind == "particles" else TEST_MAGNIFICATIONS
         drawn = render_views((kind,), views, TEST_SEED, magnifications=magnifications, fine=0.0)

@@ -11,7 +11,7 @@ import typer
 from typer.testing import CliRunner
 
 from mm_autofocus.benchmark import score_table
-from mm_autofocus.benchmark.score_table import ScoreBench, Size
+from mm_autofocus.benchmark.score_table import Size
 from mm_autofocus.cli import app_score
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.report.score_table import headline, markdown, sections, tables
@@ -68,7 +68,7 @@ def outcome():
     }  # fmt: skip
     row = [[9.0, 9.1]]
     return {
-        "names": {"ours": "ours"}, "missing": {"aenet": "no weights <here>"},
+        "names": {"ours": "ours"}, "failures": [], "missing": {"aenet": "no weights <here>"},
         "scores": {"ours": score, "variance": score},
         "loops": {"ours": dict.fromkeys(("tin", "seen", "unseen"), loop)},
         "stay": {
@@ -112,6 +112,7 @@ def test_the_page_holds_every_figure(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_bench_measures_everything(app, tmp_path, monkeypatch):
     size = Size(2, 2, 1, 1, 1, 8, 1, full_aenet=False)
     monkeypatch.setattr(score_table.Size, "quick", classmethod(lambda cls: size))
@@ -122,4 +123,5 @@ def test_the_bench_measures_everything(app, tmp_path, monkeypatch):
     assert found["scores"]["variance"]["mean_rmse"] > found["scores"]["ours"]["mean_rmse"]
     assert found["loops"]["ours"]["seen"]["score_loss"] < 1.0
     assert (tmp_path / "sem_scores.html").stat().st_size > 100_000
-    assert ScoreBench(size).scorers
+    again = CliRunner().invoke(app, ["bench", "sem-scores", "--quick", "--out", str(tmp_path), "--json"])
+    assert json.loads(again.stdout)["resumed"] == found["units"]

@@ -35,7 +35,8 @@ from mm_autofocus.benchmark.sem_cases import (
 from mm_autofocus.benchmark.sem_methods import Trajectory, methods, pair_loop, steps_of, strategy_loop
 from mm_autofocus.benchmark.sem_scoring import duel, interval, loop_row, settled, share, within
 from mm_autofocus.estimators import Aberration, ColumnCalibration, PairEstimate
-from mm_autofocus.report.sem_table import headline, markdown, runs_table, sections
+from mm_autofocus.report.outcomes import outcome_tables
+from mm_autofocus.report.sem_table import headline, markdown, sections
 from mm_autofocus.result import Status
 from mm_autofocus.simulation.electron_probe import ProbeFamily
 from mm_autofocus.simulation.sem_column import Column
@@ -204,7 +205,7 @@ def test_the_tables_say_what_was_measured(
 
 
 def test_every_method_has_its_success_error_and_cost(measured: tuple[dict[str, Any], list[Record]]) -> None:
-    rows = {(row[0], row[1]): row for row in runs_table(measured[1])[3]}
+    rows = {(row[0], row[1]): row for row in outcome_tables(measured[1], "")[0][3]}
     ours, peer = rows["20 e-/px", "ours, spectral"], rows["20 e-/px", "MAPFoSt"]
     assert ours[2:5] == ["2 of 2", "34% to 100%", "0.00; 0.00"]
     # half of the truth is left after each of three pairs

@@ -1,0 +1,50 @@
+"""What the runs of any bench came to, and whether their confidence can be believed: tables and charts for its page."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from mm_autofocus.benchmark.reliability import reliability, reliability_section
+from mm_autofocus.benchmark.runner import Record
+from mm_autofocus.benchmark.tables import HEADER, SURE, cells, error_chart, summarise, unit_of
+from mm_autofocus.report.data import Section
+
+Row = list[str]
+Table = tuple[str, str, Row, list[Row]]
+"""Title, remark, header and rows."""
+Totals = Mapping[str, Collection[str]]
+
+
+def outcome_tables(records: Sequence[Record], remark: str, totals: Totals | None = None) -> list[Table]:
+    """Return success, errors, cost and false confidence by condition and method, and the reliability of confidence.
+
+    Parameters
+    ----------
+    records
+        Focus runs; without any there is no table.
+    remark
+        What counts as success, and in what units the cost is.
+    totals
+        Rows over several conditions, to put first: a name, and the conditions.
+    """
+    return [(s.title, s.lead, s.header, s.rows) for s in outcome_sections(records, remark, totals)]
+
+
+def outcome_sections(records: Sequence[Record], remark: str, totals: Totals | None = None) -> list[Section]:
+    """Return the same as sections of a page, with the distribution of errors and the reliability diagrams."""
+    if not records:
+        return []
+    there = {record.group for record in records}
+    rows = summarise(records, {name: parts for name, parts in (totals or {}).items() if there & set(parts)})
+    lead = (
+        f"{remark} Errors in {unit_of(rows)}. Sure: converged with a confidence of at least {SURE:g}; - where none was."
+    )
+    errors = error_chart(records)
+    made = [
+        Section(
+            name="outcomes", title="What a run came to", lead=lead, header=["condition", *HEADER],
+            rows=[[row.group, *cells(row)] for row in rows], charts=[errors] if errors else [],
+        )
+    ]  # fmt: skip
+    believed = reliability(records)
+    return [*made, reliability_section(believed)] if believed else made
