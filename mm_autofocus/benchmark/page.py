@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import platform
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -69,6 +71,15 @@ def write_page(path: Path, title: str, headline: str, facts: Mapping[str, str], 
     except OSError as error:
         raise SettingsError(f"the page cannot be written to {path}: {error}; choose another --out") from error
     return path
+
+
+def machine() -> str:
+    """Name the machine in one line: processor, cores, system, Python."""
+    name = platform.processor() or platform.machine()
+    if (info := Path("/proc/cpuinfo")).exists():
+        models = [line.partition(":")[2] for line in info.read_text().splitlines() if line.startswith("model name")]
+        name = models[0].strip() if models else name
+    return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
 def _section(section: Section) -> str:

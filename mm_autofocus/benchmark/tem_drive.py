@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,11 +32,15 @@ class Drive:
         Aperture position after each look.
     frames
         Every frame, where they were asked for.
+    compute_seconds, instrument_seconds
+        The processor's time in the strategy, and time on the column's clock.
     """
 
     verdict: Verdict
     path: list[tuple[float, float]] = field(default_factory=list)
     frames: list[Frame] = field(default_factory=list)
+    compute_seconds: float = 0.0
+    instrument_seconds: float = 0.0
 
 
 def request_for(column: TemColumn, **changes: Any) -> FocusRequest:
@@ -71,9 +76,12 @@ def drive(strategy: Strategy, column: TemColumn, *, keep: bool = False, **change
     generator = strategy.focus(request)
     path: list[tuple[float, float]] = []
     frames: list[Frame] = []
+    spent, clock = 0.0, column.clock_s
+    began = time.process_time()
     try:
         look = next(generator)
         while True:
+            spent += time.process_time() - began
             for name, value in look.targets.items():
                 if value not in request.limits[name]:
                     raise LimitError(f"{name} = {value:g} is outside its limits")
@@ -83,8 +91,10 @@ def drive(strategy: Strategy, column: TemColumn, *, keep: bool = False, **change
             path.append((column.get("aperture_x"), column.get("aperture_y")))
             if keep:
                 frames.append(frame)
+            began = time.process_time()
             look = generator.send(frame)
     except StopIteration as stop:
+        spent += time.process_time() - began
         verdict: Verdict = stop.value
     turn(column, {**request.start, **verdict.target})
-    return Drive(verdict, path, frames)
+    return Drive(verdict, path, frames, spent, column.clock_s - clock)

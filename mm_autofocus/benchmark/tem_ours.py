@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mm_autofocus.benchmark.tem_data import Recorded, silent
+from mm_autofocus.benchmark.tem_data import Recorded
 from mm_autofocus.benchmark.tem_drive import drive, turn
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.estimators.response import ResponseMap, fit_response
@@ -21,7 +21,6 @@ from mm_autofocus.simulation.tem_day import APERTURES, TemDay
 from mm_autofocus.strategies.aperture import Aperture, ApertureSettings
 
 Array = NDArray[np.float64]
-Say = Callable[[str], None]
 
 KNOBS = ("aperture_x", "aperture_y")
 FIRST_UNIT, FIRST_DAY = 7000, 500
@@ -173,7 +172,7 @@ LOST = (
 
 @dataclass(frozen=True, slots=True)
 class Case:
-    """One run: the error (steps, x and y) after each correction and at the end, and what was claimed."""
+    """One run: the error (steps, x and y) after each correction and at the end, what was claimed, and what it cost."""
 
     condition: str
     seed: int
@@ -184,11 +183,19 @@ class Case:
     images: int
     lost: bool
     visible: bool
+    exposure_s: float
+    compute_seconds: float
+    instrument_seconds: float
 
     @property
     def worst(self) -> float:
         """Larger of both axes' errors at the end, steps."""
         return max(abs(self.end[0]), abs(self.end[1]))
+
+
+def unit_of(index: int) -> int:
+    """Return the instrument of a run."""
+    return FIRST_UNIT + index % 20
 
 
 def calibration(unit: int, points: int = 5) -> ResponseMap:
@@ -208,7 +215,7 @@ def calibration(unit: int, points: int = 5) -> ResponseMap:
 
 def run_case(condition: Condition, index: int, response: ResponseMap | None) -> Case:
     """Run the strategy once on an instrument and day of its own."""
-    unit = FIRST_UNIT + index % 20
+    unit = unit_of(index)
     rng = np.random.default_rng([index, len(condition.name), 83])
     day = 0 if condition.same_day else FIRST_DAY + index
     state = TemDay.make(unit, day, condition.aperture)
@@ -242,26 +249,11 @@ def run_case(condition: Condition, index: int, response: ResponseMap | None) -> 
         condition.name, index, tuple((float(s[0]), float(s[1])) for s in steps), (float(end[0]), float(end[1])),
         outcome.verdict.confidence, outcome.verdict.status.value, column.images,
         bool(wobbles) and wobbles[0]["trouble"] in ("no_beam", "too_few"), 0 <= x < 256 and 0 <= y < 256,
+        column.images * column.exposure_s, outcome.compute_seconds, outcome.instrument_seconds,
     )  # fmt: skip
 
 
-def loops(count: int, say: Say = silent) -> list[Case]:
-    """Run every condition ``count`` times."""
-    maps: dict[int, ResponseMap] = {}
-    cases = []
-    for condition in (*CONDITIONS, *LOST):
-        for index in range(count):
-            unit = FIRST_UNIT + index % 20
-            if unit not in maps:
-                maps[unit] = calibration(unit)
-            cases.append(run_case(condition, index, maps[unit] if condition.response else None))
-        done = cases[-count:]
-        worst = max(c.worst for c in done)
-        say(f"{condition.name}: end {percent(np.array([c.end for c in done])):.2f} %, worst {worst:.0f} steps")
-    return cases
-
-
-def loop_table(cases: list[Case]) -> list[dict[str, Any]]:
+def loop_table(cases: Sequence[Case]) -> list[dict[str, Any]]:
     """One row for each condition: RMSE after 1, 2 and 3 corrections and at the end, shares, confidence."""
     rows = []
     for condition in (*CONDITIONS, *LOST):
@@ -288,7 +280,7 @@ def loop_table(cases: list[Case]) -> list[dict[str, Any]]:
     return rows
 
 
-def confidence(cases: list[Case]) -> dict[str, Any]:
+def confidence(cases: Sequence[Case]) -> dict[str, Any]:
     """How often an answer given with confidence above 0.9 was wrong, and the reliability by bins of confidence."""
     sure = [c for c in cases if c.confidence > 0.9]
     bins = []

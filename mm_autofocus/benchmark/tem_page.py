@@ -2,58 +2,39 @@
 
 from __future__ import annotations
 
-import json
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mm_autofocus.benchmark.page import machine, write_page
+from mm_autofocus.benchmark.runner import Record
 from mm_autofocus.benchmark.tem_paper import PAPER
-from mm_autofocus.report.plots import plotly_js
-
-Figure = dict[str, Any]
+from mm_autofocus.report.data import Chart, Section
+from mm_autofocus.report.outcomes import outcome_sections
+from mm_autofocus.report.plots import Figure
 
 _NET, _OURS, _PAPER = "#c8501e", "#2a788e", "#5d6b76"
 
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>Condenser aperture alignment</title><style>
-body{{font:15px/1.5 system-ui,sans-serif;color:#1f2a33;max-width:1100px;margin:2rem auto;padding:0 1rem}}
-figure{{margin:2rem 0}}figcaption{{color:#5d6b76}}pre{{background:#f4f6f7;padding:1rem;overflow:auto;font-size:13px}}
-</style></head><body><h1>Condenser aperture alignment</h1><p>{reduced}</p>
-<p>All on the simulated column, except where a line says "paper, real". RMSE in per cent of the 1000-unit range.</p>
-{figures}
-<h2>The numbers</h2><pre>{markdown}</pre>
-<script id="library" type="text/plain">{library}</script>
-<script>
-(async () => {{
-  const packed = Uint8Array.from(atob(document.getElementById("library").textContent), c => c.charCodeAt(0));
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  const script = document.createElement("script");
-  script.textContent = await new Response(stream).text();
-  document.head.appendChild(script);
-  const figures = {data};
-  for (const [name, figure] of Object.entries(figures)) {{
-    Plotly.newPlot(name, figure.data, figure.layout, {{responsive: true}});
-  }}
-}})();
-</script></body></html>
-"""
 
-
-def write_page(table: dict[str, Any], path: Path) -> Path:
+def write_tem_page(table: dict[str, Any], records: Sequence[Record], path: Path) -> Path:
     """Write the page and return its path."""
-    from mm_autofocus.benchmark.tem_table import markdown
+    from mm_autofocus.benchmark.tem_table import RUNS, TOTALS, tables
 
-    figures = page_figures(table)
-    blocks = "\n".join(
-        f'<figure><div id="{name}" style="height:440px"></div><figcaption>{escape(caption)}</figcaption></figure>'
-        for name, (caption, _) in figures.items()
+    charts = [
+        Chart(name=name, title=caption.partition(":")[0], caption=caption, figure=figure, kind="wide")
+        for name, (caption, figure) in page_figures(table).items()
+    ]  # fmt: skip
+    sections = [Section(name="figures", title="Side by side", charts=charts)]
+    sections += [
+        Section(name=f"table-{i}", title=title, lead=remark, header=header, rows=rows)
+        for i, (title, remark, header, rows) in enumerate(tables(table))
+    ]
+    sections += outcome_sections(records, RUNS, TOTALS)
+    facts = {"Machine": machine(), "Effort": table["reduced"]}
+    headline = (
+        "All on the simulated column, except where a line says 'paper, real'. RMSE in per cent of the 1000-unit range."
     )
-    data = json.dumps({name: figure for name, (_, figure) in figures.items()}).replace("</", "<\\/")
-    page = _PAGE.format(
-        reduced=escape(table["reduced"]), figures=blocks, markdown=escape(markdown(table)), library=plotly_js(),
-        data=data,
-    )  # fmt: skip
-    path.write_text(page, encoding="utf-8")
-    return path
+    return write_page(path, "Condenser aperture alignment", headline, facts, sections)
 
 
 def page_figures(table: dict[str, Any]) -> dict[str, tuple[str, Figure]]:

@@ -3,75 +3,167 @@
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from mm_autofocus.benchmark.tem_data import record, silent
-from mm_autofocus.benchmark.tem_ours import confidence, loop_table, loops, milliseconds, on_datasets
-from mm_autofocus.benchmark.tem_paper import PAPER, Effort, paper_tables
+from mm_autofocus.benchmark.runner import Failure, Measure, Method, Progress, Record, key_of, run_units
+from mm_autofocus.benchmark.tem_ours import CONDITIONS, LOST, confidence, loop_table
+from mm_autofocus.benchmark.tem_paper import PAPER, Effort, Training, paper_tables, trainings
+from mm_autofocus.benchmark.tem_units import TemCase, aligned, measure_tem
+from mm_autofocus.errors import SettingsError
+from mm_autofocus.report.outcomes import Table, outcome_tables
 
-Say = Callable[[str], None]
+Unit = tuple[TemCase, Method]
 
 QUICK = Effort(px=16, epochs=10, repeats=1, points=0.3, variants=("fully_connected", "cnn", "leaky_relu", "final"))
 LOOPS, QUICK_LOOPS = 30, 1
+GEOMETRY = Method(name="disc geometry, ours", strategy="aperture")
+TOTALS = {"all but lost beams": {each.name for each in CONDITIONS}, "lost beams": {each.name for each in LOST}}
+RUNS = (
+    "Success: converged with both axes within 5 steps (0.5 %). Dose: seconds of exposure. Instrument: seconds of its "
+    "simulated clock, 2 s after each change included."
+)
 
 
-def make_table(
-    folder: Path,
-    *,
-    quick: bool = False,
-    effort: Effort | None = None,
-    networks: bool = True,
-    loop_runs: int | None = None,
-    seed: int = 0,
-    say: Say = silent,
-) -> dict[str, Any]:
-    """Measure everything and write ``tem_table.json``, ``.md`` and ``.html``; finished trainings are not repeated.
+class TemBench:
+    """Measures disc geometry and, where they are wanted, the paper's networks.
 
     Parameters
     ----------
     folder
-        Where to write.
+        Where to write, and where tem.jsonl is kept, the journal: a run that was killed goes on there.
     quick
-        Under a minute: a few small trainings, one run of each condition.
+        About a minute: a few small trainings, one run of each condition.
     effort
         How much is trained; None for the default, or `QUICK`.
     networks
         False to leave the paper's networks out.
     loop_runs
         Runs of each condition in the loop.
+    seed
+        Of the datasets.
+    workers, scheduler
+        See `mm_autofocus.benchmark.workers.in_parallel`. The time of an estimate is measured in this process.
+    measured
+        What measures a unit.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    effort = effort or (QUICK if quick else Effort())
-    runs = loop_runs or (QUICK_LOOPS if quick else LOOPS)
-    began = time.process_time()
-    sets = record(effort.points, seed, say)
-    ours = on_datasets(sets, splits=5 if quick else 20)
-    cases = loops(runs, say)
-    table: dict[str, Any] = {
-        "reduced": _reduced(effort, runs, quick),
-        "paper_measured": PAPER,
-        "ours": ours,
-        "loops": loop_table(cases),
-        "confidence": confidence(cases),
-        "estimate_ms": milliseconds(4 if quick else 20),
-    }
-    _write(table, folder, began)  # what is measured so far can be read while the networks are trained
-    if networks:
-        table["networks"] = paper_tables(sets, effort, folder, say)
-        _write(table, folder, began)
-    return table
 
+    def __init__(
+        self, folder: Path, *, quick: bool = False, effort: Effort | None = None, networks: bool = True,
+        loop_runs: int | None = None, seed: int = 0, workers: int = 0, scheduler: str = "",
+        measured: Measure[TemCase, Method] = measure_tem,
+    ) -> None:  # fmt: skip
+        self.folder, self.quick, self.networks, self.seed = folder, quick, networks, seed
+        self.journal = folder / "tem.jsonl"
+        self.effort = effort or (QUICK if quick else Effort())
+        self.runs = loop_runs or (QUICK_LOOPS if quick else LOOPS)
+        self.workers, self.scheduler, self.measured = workers, scheduler, measured
 
-def _write(table: dict[str, Any], folder: Path, began: float) -> None:
-    from mm_autofocus.benchmark.tem_page import write_page
+    # ------------------------------------------------------------------ what there is to do
+    def geometry(self) -> list[Unit]:
+        """Return what disc geometry is measured by: the datasets, and every condition in the loop."""
+        datasets = TemCase(
+            name="datasets", group="datasets", part="datasets", seed=self.seed, effort=self._recorded,
+            repeats=5 if self.quick else 20,
+        )  # fmt: skip
+        loops = [
+            TemCase(name=f"{each.name}, {i + 1}", group=each.name, part="loops", condition=each, index=i)
+            for each in (*CONDITIONS, *LOST) for i in range(self.runs)
+        ]  # fmt: skip
+        return [(case, GEOMETRY) for case in (datasets, *loops)]
 
-    table["processor_seconds"] = round(time.process_time() - began, 1)
-    (folder / "tem_table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-    (folder / "tem_table.md").write_text(markdown(table), encoding="utf-8")
-    write_page(table, folder / "tem_table.html")
+    @property
+    def _recorded(self) -> Effort:
+        """What the datasets depend on, and nothing else."""
+        return Effort(points=self.effort.points)
+
+    def trainings(self) -> dict[Training, Unit]:
+        """Return the paper's trainings."""
+        if not self.networks:
+            return {}
+        wanted = [each for rows in trainings(self.effort).values() for several in rows.values() for each in several]
+        return {each: (self._training(each), Method(name=each.variant, strategy=each.variant, peer=True))
+                for each in dict.fromkeys(wanted)}  # fmt: skip
+
+    def _training(self, each: Training) -> TemCase:
+        e = self.effort
+        how_much = Effort(px=e.px, epochs=e.epochs, points=e.points, threads=e.threads)
+        count = f", {each.count} series" if each.count else ""
+        days = ", other days" if each.days else ""
+        return TemCase(
+            name=f"{each.data}, {each.variant}, {each.repeat + 1}{count}{days}", group="trainings", part="trainings",
+            seed=self.seed, training=each, effort=how_much,
+        )  # fmt: skip
+
+    def speed(self) -> Unit:
+        """Return the unit of the time of an estimate."""
+        return TemCase(name="speed", group="speed", part="speed", repeats=4 if self.quick else 20), GEOMETRY
+
+    def count(self) -> int:
+        """Return how many units there are, but for the speed."""
+        return len(self.geometry()) + len(self.trainings())
+
+    # ------------------------------------------------------------------ measuring
+    def measure(self, progress: Progress | None = None) -> dict[str, Any]:
+        """Measure what the journal does not hold; write ``tem_table.json``, ``.md`` and ``.html``.
+
+        Raises
+        ------
+        SettingsError
+            When the datasets cannot be measured, or the journal cannot be used.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        total = self.count()
+
+        def shifted(done: int, _: int, record: Record) -> None:
+            if progress is not None:
+                progress(done + offset, total, record)
+
+        def run(units: Sequence[Unit], workers: int = self.workers, scheduler: str = self.scheduler) -> list[Record]:
+            made = run_units(
+                units, self.measured, self.journal, workers=workers, scheduler=scheduler, progress=shifted
+            )  # fmt: skip
+            failures.extend(made.failures)
+            resumed.append(made.resumed)
+            return made.records
+
+        offset, failures, resumed = 0, list[Failure](), list[int]()
+        records = run(self.geometry())
+        timed = run_units([self.speed()], self.measured, self.journal)
+        if broken := [f for f in failures + timed.failures if f.case in ("datasets", "speed")]:
+            raise SettingsError(f"there is no table without the {broken[0].case}: {broken[0].message}")
+        table = self._table(records, timed.records)
+        # what is measured so far can be read while the networks are trained
+        self._write(table, records, failures + timed.failures, sum(resumed) + timed.resumed)
+        if self.networks:
+            offset = len(self.geometry())
+            units = self.trainings()
+            entries = {record.key: record.details for record in run(list(units.values()))}
+            done = {each: entries[key] for each, unit in units.items() if (key := key_of(*unit)) in entries}
+            if len(done) == len(units):
+                table["networks"] = paper_tables(self.effort, done)
+            self._write(table, records, failures + timed.failures, sum(resumed) + timed.resumed)
+        return table
+
+    def _table(self, records: Sequence[Record], timed: Sequence[Record]) -> dict[str, Any]:
+        runs = [aligned(record) for record in records if record.judged]
+        return {
+            "reduced": _reduced(self.effort, self.runs, self.quick), "paper_measured": PAPER,
+            "ours": next(record.details for record in records if not record.judged), "loops": loop_table(runs),
+            "confidence": confidence(runs), "estimate_ms": timed[0].details, "units": self.count() + 1,
+        }  # fmt: skip
+
+    def _write(
+        self, table: dict[str, Any], records: Sequence[Record], failures: Sequence[Failure], resumed: int
+    ) -> None:
+        from mm_autofocus.benchmark.tem_page import write_tem_page
+
+        runs = [record for record in records if record.judged]
+        table |= {"failures": [failure.model_dump() for failure in failures], "resumed": resumed}
+        (self.folder / "tem_table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
+        (self.folder / "tem_table.md").write_text(markdown(table, runs), encoding="utf-8")
+        write_tem_page(table, runs, self.folder / "tem_table.html")
 
 
 def _reduced(effort: Effort, runs: int, quick: bool) -> str:
@@ -83,58 +175,63 @@ def _reduced(effort: Effort, runs: int, quick: bool) -> str:
     return ("QUICK: the networks are not trained out. " if quick else "") + full
 
 
-# ---------------------------------------------------------------------- Markdown
-def markdown(table: dict[str, Any]) -> str:
-    """Return the table as Markdown; RMSE in per cent of the 1000-unit range."""
-    ours, nets = table["ours"], table.get("networks")
+# ---------------------------------------------------------------------- tables
+def markdown(table: dict[str, Any], records: Sequence[Record] = ()) -> str:
+    """Return the tables as Markdown; RMSE in per cent of the 1000-unit range."""
     parts = ["# Condenser aperture alignment, on the simulated column\n", table["reduced"] + "\n"]
-    parts.append("## What was aimed at\n\n" + _rows(("", "paper", "must", "measured"), _asked(table)))
-    paper2 = PAPER["table2"]
-    head = ("dataset", "paper, real", "final CNN, median", "disc geometry, median", "worst split")
-    body: list[tuple[str, ...]] = [
-        (name, f"{paper2[name]:.2f}", f"{nets['medians']['table2'][name]:.2f}" if nets else "-",
-         f"{ours['table2'][name]:.2f}", f"{ours['table2_worst'][name]:.2f}")
-        for name in paper2
-    ]  # fmt: skip
-    parts.append("## Table 2: trained on 80 %, tested on 20 % (RMSE %)\n\n" + _rows(head, body))
-    paper3 = PAPER["table3"]
-    body = [
-        (name, f"{paper3[name]:.2f}", f"{nets['table3'][name]:.2f}" if nets else "-",
-         f"{nets['table3'][f'{name} centred']:.2f}" if nets else "-",
-         f"{ours['table3'][name]:.2f}", f"{ours['table3'][f'{name} centred']:.2f}")
-        for name in ("14", "6")
-    ]  # fmt: skip
-    head6 = ("tested on", "paper, real", "final CNN", "its mean removed", "disc geometry", "its mean removed")
-    parts.append(
-        "## Table 3: trained on 10/13 (RMSE %)\n\nA label counts from where that day's operator called the aperture "
-        "aligned; with the mean removed that is left out.\n\n" + _rows(head6, body)
-    )
+    for title, remark, header, rows in [*tables(table), *outcome_tables(records, RUNS, TOTALS)]:
+        parts.append("\n\n".join([f"## {title}", *([remark] if remark else []), _rows(tuple(header), rows)]))
+    parts += [f"- not measured: {f['case']}, {f['method']} ({f['message']})" for f in table["failures"]]
+    return "\n".join(parts) + "\n"
+
+
+def tables(table: dict[str, Any]) -> Iterator[Table]:
+    """Yield title, remark, header and rows of each table."""
+    ours, nets = table["ours"], table.get("networks")
+    yield "What was aimed at", "", ["", "paper", "must", "measured"], [list(row) for row in _asked(table)]
+    paper2, paper3 = PAPER["table2"], PAPER["table3"]
+    yield (
+        "Table 2: trained on 80 %, tested on 20 % (RMSE %)", "",
+        ["dataset", "paper, real", "final CNN, median", "disc geometry, median", "worst split"],
+        [
+            [name, f"{paper2[name]:.2f}", f"{nets['medians']['table2'][name]:.2f}" if nets else "-",
+             f"{ours['table2'][name]:.2f}", f"{ours['table2_worst'][name]:.2f}"]
+            for name in paper2
+        ],
+    )  # fmt: skip
+    yield (
+        "Table 3: trained on 10/13 (RMSE %)",
+        "A label counts from where that day's operator called the aperture aligned; with the mean removed that is left "
+        "out.",
+        ["tested on", "paper, real", "final CNN", "its mean removed", "disc geometry", "its mean removed"],
+        [
+            [name, f"{paper3[name]:.2f}", f"{nets['table3'][name]:.2f}" if nets else "-",
+             f"{nets['table3'][f'{name} centred']:.2f}" if nets else "-",
+             f"{ours['table3'][name]:.2f}", f"{ours['table3'][f'{name} centred']:.2f}"]
+            for name in ("14", "6")
+        ],
+    )  # fmt: skip
     if nets:
-        body = [
-            (name, f"{nets['medians']['figure5'][name]:.2f}", ", ".join(f"{v:.2f}" for v in values))
-            for name, values in nets["figure5"].items()
-        ]
-        parts.append("## Figure 5: architectures, dataset 14 (RMSE %)\n\n" + _rows(("", "median", "each"), body))
+        medians = nets["medians"]
+        rows = [[n, f"{medians['figure5'][n]:.2f}", ", ".join(f"{v:.2f}" for v in each)]
+                for n, each in nets["figure5"].items()]  # fmt: skip
+        yield "Figure 5: architectures, dataset 14 (RMSE %)", "", ["network", "median", "each"], rows
         if nets["optimisers"]:
-            body = [(n, f"{v:.2f}") for n, v in nets["medians"]["optimisers"].items()]
-            parts.append("## Figure A.23: optimisers of the initial CNN (RMSE %)\n\n" + _rows(("", "median"), body))
-        body = [(n, f"{v:.2f}", _paper_or_dash("figure6", n)) for n, v in nets["medians"]["figure6"].items()]
-        parts.append("## Figure 6 (RMSE %)\n\n" + _rows(("network and dataset", "median", "paper, real"), body))
-        body = [(n, f"{v:.2f}") for n, v in nets["medians"]["figure8"].items()]
-        parts.append("## Figure 8: samples of 10/13/14, final CNN (RMSE %)\n\n" + _rows(("samples", "median"), body))
-    body = [(n, f"{v['median']:.2f}", f"{v['p90']:.2f}") for n, v in ours["figure8"].items()]
-    head8 = ("samples", "median", "90 % of draws")
-    parts.append("## Figure 8, disc geometry on dataset 14 (RMSE %)\n\n" + _rows(head8, body))
+            rows = [[n, f"{v:.2f}"] for n, v in medians["optimisers"].items()]
+            yield "Figure A.23: optimisers of the initial CNN (RMSE %)", "", ["optimiser", "median"], rows
+        rows = [[n, f"{v:.2f}", _paper_or_dash("figure6", n)] for n, v in medians["figure6"].items()]
+        yield "Figure 6 (RMSE %)", "", ["network and dataset", "median", "paper, real"], rows
+        rows = [[n, f"{v:.2f}"] for n, v in medians["figure8"].items()]
+        yield "Figure 8: samples of 10/13/14, final CNN (RMSE %)", "", ["samples", "median"], rows
+    rows = [[n, f"{v['median']:.2f}", f"{v['p90']:.2f}"] for n, v in ours["figure8"].items()]
+    yield "Figure 8, disc geometry on dataset 14 (RMSE %)", "", ["samples", "median", "90 % of draws"], rows
     keys = ("after 1", "after 2", "after 3", "end", "worst steps", "within 0.5 %", "within 2 %", "converged", "images")
-    body = [(r["condition"], *(_cell(r.get(k)) for k in keys)) for r in table["loops"]]
-    parts.append(
-        "## In the loop: instruments and days held out, calibration of five wobbles on another day (RMSE %)\n\n"
-        + _rows(("condition", *keys), body)
-    )
-    body = [tuple(_cell(v) for v in each.values()) for each in table["confidence"]["reliability"]]
-    parts.append("## Confidence\n\n" + _rows(("from", "to", "runs", "stated", "within 0.5 %"), body))
-    parts.append(f"Processor time: {table['processor_seconds']:.0f} s on one thread.\n")
-    return "\n".join(parts)
+    yield (
+        "In the loop (RMSE %)", "Instruments and days held out, calibration of five wobbles on another day.",
+        ["condition", *keys], [[r["condition"], *(_cell(r.get(k)) for k in keys)] for r in table["loops"]],
+    )  # fmt: skip
+    rows = [[_cell(v) for v in each.values()] for each in table["confidence"]["reliability"]]
+    yield "Confidence", "", ["from", "to", "runs", "stated", "within 0.5 %"], rows
 
 
 def _asked(table: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -169,7 +266,7 @@ def _cell(value: Any) -> str:
     return "-" if value is None else f"{value:g}" if isinstance(value, int | float) else str(value)
 
 
-def _rows(head: tuple[str, ...], body: Sequence[tuple[str, ...]]) -> str:
+def _rows(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     lines += ["| " + " | ".join(row) + " |" for row in body]
     return "\n".join(lines) + "\n"

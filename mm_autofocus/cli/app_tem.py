@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from mm_autofocus.cli.bench_options import Fresh, Scheduler, Workers, exit_with_failures
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 from mm_autofocus.cli.training import EPILOG, Scheduler, Workers, machines
@@ -102,8 +103,11 @@ def register(groups: Groups) -> None:
 
     @groups.bench.command("tem")
     def bench_tem(
-        out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("bench_output/tem"),
-        quick: Annotated[bool, typer.Option(help="Under a minute: a few small trainings, one run each.")] = False,
+        out: Annotated[Path, typer.Option(help="Folder; a run that was killed goes on here.")] = Path(
+            "bench_output/tem"
+        ),
+        quick: Annotated[bool, typer.Option(help="About a minute: a few small trainings, one run each.")] = False,
+        fresh: Fresh = False,
         networks: Annotated[bool, typer.Option(help="Train the paper's networks too.")] = True,
         px: Annotated[int | None, typer.Option(help="Edge of the networks' images; 32 by default.", min=16)] = None,
         epochs: Annotated[int | None, typer.Option(help="Epochs of each training; 100 by default.", min=1)] = None,
@@ -111,6 +115,8 @@ def register(groups: Groups) -> None:
         loops: Annotated[int | None, typer.Option(help="Runs of each loop condition; 30 by default.", min=1)] = None,
         threads: Annotated[int, typer.Option(help="Threads of torch.", min=1)] = 1,
         seed: Annotated[int, typer.Option(help="Seed of the datasets.")] = 0,
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         as_json: Json = False,
     ) -> None:
         """Measure the aperture networks of the paper and disc geometry side by side; figures 5-8, tables 2 and 3."""
@@ -119,9 +125,10 @@ def register(groups: Groups) -> None:
 
             outcome = bench(
                 out, quick=quick, networks=networks, px=px, epochs=epochs, repeats=repeats, loops=loops,
-                threads=threads, seed=seed, say=_say(as_json),
+                threads=threads, seed=seed, fresh=fresh, workers=workers, scheduler=scheduler, quiet=as_json,
             )  # fmt: skip
             if as_json:
                 print_json(outcome)
             else:
                 typer.echo((out / "tem_table.md").read_text(encoding="utf-8"))
+        exit_with_failures(outcome)

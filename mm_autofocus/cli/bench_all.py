@@ -10,9 +10,8 @@ from pathlib import Path
 from subprocess import DEVNULL, run
 from typing import Any
 
-from mm_autofocus.benchmark.page import write_page
+from mm_autofocus.benchmark.page import machine, write_page
 from mm_autofocus.cli.acquire import writable_folder
-from mm_autofocus.cli.bench_tables import machine
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.report.data import Section, installed_versions

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mm_autofocus.benchmark.baseline import Baseline, regressions
-from mm_autofocus.benchmark.page import write_page
+from mm_autofocus.benchmark.page import machine, write_page
 from mm_autofocus.benchmark.reliability import MUST, Reliability, reliability, reliability_section
 from mm_autofocus.benchmark.runner import BenchRun, Record
 from mm_autofocus.benchmark.tables import (
@@ -129,12 +127,3 @@ class Tables:
 
 
 _VERDICTS = {True: "met", False: "MISSED", None: "-"}
-
-
-def machine() -> str:
-    """Name the machine in one line: processor, cores, system, Python."""
-    name = platform.processor() or platform.machine()
-    if (info := Path("/proc/cpuinfo")).exists():
-        models = [line.partition(":")[2] for line in info.read_text().splitlines() if line.startswith("model name")]
-        name = models[0].strip() if models else name
-    return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"

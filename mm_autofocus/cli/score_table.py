@@ -46,11 +46,10 @@ def table(
     SettingsError
         When the folder cannot be written to, or our network's weights are missing.
     """
-    from mm_autofocus.benchmark.page import write_page
+    from mm_autofocus.benchmark.page import machine, write_page
     from mm_autofocus.benchmark.runner import set_aside
     from mm_autofocus.benchmark.score_table import ScoreBench, Size, totals
     from mm_autofocus.cli.bench_options import progress_of
-    from mm_autofocus.cli.bench_tables import machine
     from mm_autofocus.report.score_table import headline, markdown, sections
 
     out = writable_folder(out)

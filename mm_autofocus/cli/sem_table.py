@@ -46,12 +46,11 @@ def table(
     SettingsError
         When the folder cannot be written to, or no method can be used.
     """
-    from mm_autofocus.benchmark.page import write_page
+    from mm_autofocus.benchmark.page import machine, write_page
     from mm_autofocus.benchmark.runner import set_aside
     from mm_autofocus.benchmark.sem_cases import Conditions, vessel_column
     from mm_autofocus.benchmark.sem_table import Bench, Size
     from mm_autofocus.cli.bench_options import progress_of
-    from mm_autofocus.cli.bench_tables import machine
     from mm_autofocus.report.sem_table import headline, markdown, notes, sections
 
     out = writable_folder(out)

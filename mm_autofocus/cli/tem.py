@@ -200,12 +200,28 @@ def _shrunk(px: int, dataset: Path) -> tuple[Any, Any, dict[str, Any]]:
 
 def bench(
     out: Path, *, quick: bool, networks: bool, px: int | None, epochs: int | None, repeats: int | None,
-    loops: int | None, threads: int, seed: int, say: Say,
+    loops: int | None, threads: int, seed: int, fresh: bool, workers: int, scheduler: str, quiet: bool,
 ) -> dict[str, Any]:  # fmt: skip
-    """Make the table; see `mm_autofocus.benchmark.tem_table`."""
+    """Make the table; see `mm_autofocus.benchmark.tem_table`.
+
+    Raises
+    ------
+    SettingsError
+        When the folder cannot be written to.
+    """
+    from mm_autofocus.benchmark.runner import set_aside
     from mm_autofocus.benchmark.tem_paper import Effort
-    from mm_autofocus.benchmark.tem_table import QUICK, make_table
+    from mm_autofocus.benchmark.tem_table import QUICK, TemBench
+    from mm_autofocus.cli.acquire import writable_folder
+    from mm_autofocus.cli.bench_options import progress_of
 
     given = {name: value for name, value in (("px", px), ("epochs", epochs), ("repeats", repeats)) if value is not None}
     effort: Effort = replace(QUICK if quick else Effort(), threads=threads, **given)  # type: ignore[arg-type]
-    return make_table(out, quick=quick, effort=effort, networks=networks, loop_runs=loops, seed=seed, say=say)
+    table = TemBench(
+        writable_folder(out), quick=quick, effort=effort, networks=networks, loop_runs=loops, seed=seed,
+        workers=workers, scheduler=scheduler,
+    )  # fmt: skip
+    if fresh:
+        set_aside(table.journal)
+    with progress_of(table.count(), quiet=quiet) as progress:
+        return table.measure(progress)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mm_autofocus.benchmark.tem_drive import drive, turn
+from mm_autofocus.benchmark.tem_table import TemBench
 from mm_autofocus.errors import HardwareError, LimitError, SettingsError
 from mm_autofocus.result import Status
 from mm_autofocus.simulation.tem_column import TemColumn
@@ -248,13 +249,13 @@ def test_frames_that_are_none_are_refused(frames: list[Any]) -> None:
 
 
 @pytest.mark.slow
-def test_the_quick_table_holds_every_part(tmp_path: Path) -> None:
-    from mm_autofocus.benchmark.tem_table import make_table
-
-    table = make_table(tmp_path, quick=True)
+@pytest.mark.timeout(900)
+def test_the_quick_table_holds_every_part_and_goes_on(tmp_path: Path) -> None:
+    table = TemBench(tmp_path, quick=True).measure()
     assert table["ours"]["table2"]["14"] < 1.2
     assert table["confidence"]["wrong by 2 %"] == 0
-    for name in ("tem_table.json", "tem_table.md", "tem_table.html", "trainings.jsonl"):
+    for name in ("tem_table.json", "tem_table.md", "tem_table.html", "tem.jsonl"):
         assert (tmp_path / name).stat().st_size > 500
-    again = make_table(tmp_path, quick=True)
+    again = TemBench(tmp_path, quick=True).measure()
     assert again["networks"] == table["networks"]
+    assert again["resumed"] == again["units"]
