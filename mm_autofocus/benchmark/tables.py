@@ -138,8 +138,9 @@ def cells(row: Row) -> list[str]:
     return [
         row.method, f"{row.success} of {row.runs}", f"{row.low:.0%} to {row.high:.0%}", error(0, row.error_median),
         error(1, row.error_95), error(2, row.worst), f"{row.images:.1f}",
-        f"{row.dose:.0f}" if row.dose >= 100 else f"{row.dose:.3g}", f"{row.compute_seconds:.2f}",
-        f"{row.instrument_seconds:.2f}", f"{row.sure_wrong} of {row.sure}" if row.sure else "-", str(row.wrong),
+        f"{row.dose:.0f}" if row.dose >= 100 else f"{row.dose:.3g}" if row.dose else "-", f"{row.compute_seconds:.2f}",
+        f"{row.instrument_seconds:.2f}" if row.instrument_seconds else "-",
+        f"{row.sure_wrong} of {row.sure}" if row.sure else "-", str(row.wrong),
     ]  # fmt: skip
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
+from mm_autofocus.cli.bench_options import Fresh, Scheduler, Workers, exit_with_failures
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
 from mm_autofocus.cli.training import EPILOG, Scheduler, Workers, machines
@@ -133,17 +134,26 @@ def register(groups: Groups) -> None:
 
     @groups.bench.command("laser")
     def bench_laser(
-        out: Annotated[Path, typer.Option(help="Folder for the table.")] = Path("bench_output/laser"),
+        out: Annotated[Path, typer.Option(help="Folder; a run that was killed goes on here.")] = Path(
+            "bench_output/laser"
+        ),
         quick: Annotated[bool, typer.Option(help="A few per cent of the images and of the training.")] = False,
+        fresh: Fresh = False,
         paper_seconds: Annotated[float, typer.Option(help="Training time of the paper's networks in all.")] = 480.0,
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         as_json: Json = False,
     ) -> None:
         """Measure the paper's laser readout, a look-up table and ours side by side, on held-out days."""
         with errors(as_json):
             from mm_autofocus.cli.laser import table
 
-            outcome = table(out, quick=quick, paper_seconds=paper_seconds, say=_say(as_json))
+            outcome = table(
+                out, quick=quick, paper_seconds=paper_seconds, fresh=fresh, workers=workers, scheduler=scheduler,
+                quiet=as_json,
+            )  # fmt: skip
             if as_json:
                 print_json(outcome)
             else:
                 typer.echo((out / "laser_table.md").read_text(encoding="utf-8"))
+        exit_with_failures(outcome)

@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from mm_autofocus.autofocus import Autofocus
-from mm_autofocus.benchmark.page import write_page
+from mm_autofocus.benchmark.page import machine, write_page
 from mm_autofocus.cli.acquire import acquire_events, writable_folder
-from mm_autofocus.benchmark.page import machine
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.hookspecs import hookimpl
 from mm_autofocus.report.data import Chart, Section, installed_versions

@@ -12,9 +12,9 @@ import useq
 from mm_autofocus.benchmark.characterize import Characterization, Characterize, Characterizer, Place
 from mm_autofocus.benchmark.characterize_page import write_characterization
 from mm_autofocus.benchmark.check_focus import Check, check_focus
+from mm_autofocus.benchmark.page import machine
 from mm_autofocus.benchmark.under_test import DeviceFocuser, Focuser, StrategyFocuser
 from mm_autofocus.cli.acquire import writable_folder
-from mm_autofocus.benchmark.page import machine
 from mm_autofocus.cli.run_plan import load_plan
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.microscope import Microscope

@@ -282,16 +282,48 @@ def check(
     return outcome
 
 
-def table(out: Path, *, quick: bool = False, paper_seconds: float = 480.0, say: Say = print) -> dict[str, Any]:
-    """Measure the three readouts side by side; write laser_table.json, .md and, with the paper's figures, .html."""
+def table(
+    out: Path, *, quick: bool = False, paper_seconds: float = 480.0, fresh: bool = False, workers: int = 0,
+    scheduler: str = "", quiet: bool = True,
+) -> dict[str, Any]:  # fmt: skip
+    """Measure the three readouts side by side; write laser_table.json, .md and, with the paper's figures, .html.
+
+    Parameters
+    ----------
+    out
+        Folder; a run that was killed goes on there.
+    quick
+        A few per cent of the images and of the training.
+    paper_seconds
+        Training time of the paper's networks in all.
+    fresh
+        Train and measure everything again, in place of going on.
+    workers, scheduler
+        See `mm_autofocus.benchmark.workers.in_parallel`.
+    quiet
+        No progress display.
+
+    Raises
+    ------
+    SettingsError
+        When the folder cannot be written to.
+    """
+    from mm_autofocus.benchmark.page import machine
+    from mm_autofocus.cli.acquire import writable_folder
+    from mm_autofocus.cli.bench_options import progress_of
     from mm_autofocus.cli.laser_report import markdown, write_laser_report
     from mm_autofocus.cli.laser_table import Bench
 
-    out.mkdir(parents=True, exist_ok=True)
-    outcome = Bench(out, quick=quick, paper_seconds=24.0 if quick else paper_seconds, say=say).measure()
+    seconds = 24.0 if quick else paper_seconds
+    bench = Bench(writable_folder(out), quick=quick, paper_seconds=seconds, workers=workers, scheduler=scheduler)
+    if fresh:
+        bench.begin_anew()
+    with progress_of(len(bench.trainings()) + len(bench.units()), quiet=quiet) as progress:
+        measured, records = bench.measure(progress)
+    outcome = measured | {"machine": machine()}
     (out / "laser_table.json").write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
-    (out / "laser_table.md").write_text(markdown(outcome), encoding="utf-8")
-    write_laser_report(outcome, markdown(outcome), out / "laser_table.html")
+    (out / "laser_table.md").write_text(markdown(outcome, records), encoding="utf-8")
+    write_laser_report(outcome, records, out / "laser_table.html")
     return outcome
 
 

@@ -27,6 +27,8 @@ def outcome() -> dict[str, Any]:
         "paper_seconds": 480.0,
         "tested_on": "instrument 1",
         "trained_on": "synthetic days",
+        "machine": "a computer",
+        "failures": [],
     }
 
 
@@ -37,7 +39,7 @@ def test_the_table_has_a_column_for_each_readout() -> None:
 
 
 def test_the_report_is_one_file_without_network(tmp_path) -> None:
-    text = write_laser_report(outcome(), markdown(outcome()), tmp_path / "r.html").read_text(encoding="utf-8")
+    text = write_laser_report(outcome(), [], tmp_path / "r.html").read_text(encoding="utf-8")
     assert "horizontal snake" in text
     assert "<td>rms 0.05</td>" in text
     assert 'src="http' not in text

@@ -94,9 +94,12 @@ def test_the_papers_network_trains_transfers_and_survives(spot, tmp_path):
 def test_the_table_in_short(tmp_path):
     from mm_autofocus.cli.laser import table
 
-    outcome = table(tmp_path, quick=True, say=lambda text: None)
+    outcome = table(tmp_path, quick=True)
     rows = outcome["rows"]
     assert (tmp_path / "laser_table.md").exists()
     assert rows["short range, trained on 10 days, next days"]["ours"]["rms"] < 0.2
     assert rows["two steps from ±100 µm, next days"]["ours"]["sd"] < 0.15
     assert rows["long range, trained on 1 day, same day"]["ours"]["rms"] < 1.0
+    again = table(tmp_path, quick=True)
+    assert again["resumed"] == again["units"]
+    assert again["rows"] == rows
