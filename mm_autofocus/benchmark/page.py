@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -82,11 +83,18 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {platform.system()}, Python {platform.python_version()}"
 
 
+def _cell(text: str) -> str:
+    """Return a cell as HTML; the path of a page beside this one becomes a link."""
+    if re.fullmatch(r"[\w./-]+\.html", text):
+        return f'<a href="{text}">{text}</a>'
+    return escape(text)
+
+
 def _section(section: Section) -> str:
     table = ""
     if section.rows:
         head = "".join(f"<th>{escape(cell)}</th>" for cell in section.header)
-        body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in section.rows)
+        body = "".join("<tr>" + "".join(f"<td>{_cell(c)}</td>" for c in row) + "</tr>" for row in section.rows)
         table = f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     wide = "".join(_figure(c.name, c.title, c.caption, c.kind) for c in section.charts if c.kind == "wide")
     half = "".join(_figure(c.name, c.title, c.caption, c.kind) for c in section.charts if c.kind == "chart")

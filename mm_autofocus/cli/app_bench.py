@@ -147,14 +147,20 @@ def register(groups: Groups) -> None:
     def bench_all(
         out: Annotated[Path, typer.Option(help="Folder; each bench gets its own below.")] = Path("bench_output"),
         quick: Annotated[bool, typer.Option(help="The quick form of each.")] = False,
+        fresh: Fresh = False,
         only: Annotated[str, typer.Option(help="Names of benches to run, with commas; empty for all.")] = "",
+        workers: Workers = 0,
+        scheduler: Scheduler = "",
         as_json: Json = False,
     ) -> None:
         """Run the bench of every instrument, each in a process of its own, and one page that leads to all tables."""
         with errors(as_json):
             from mm_autofocus.cli.bench_all import bench_all
 
-            outcome = bench_all(groups, out=out, quick=quick, only=only, say=_say(as_json))
+            outcome = bench_all(
+                groups, out=out, quick=quick, only=only, fresh=fresh, workers=workers, scheduler=scheduler,
+                say=_say(as_json),
+            )  # fmt: skip
             if as_json:
                 print_json(outcome)
         if any(bench["exit_code"] for bench in outcome["benches"]):

@@ -25,6 +25,7 @@ from mm_autofocus.benchmark.tables import (
     unit_of,
 )
 from mm_autofocus.report.data import Section, installed_versions
+from mm_autofocus.report.outcomes import write_overview
 
 Say = Callable[[str], None]
 
@@ -63,6 +64,7 @@ class Tables:
         rows = summarise(run.records, totals)
         believed = reliability(run.records)
         notes = [*self.notes, *(f"{f.case}, {f.method} was not measured: {f.message}" for f in run.failures)]
+        write_overview(out, run.records, totals)
         fallen = regressions(rows, known) if known is not None else []
         outcome = {
             "bench": self.name,

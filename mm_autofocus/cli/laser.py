@@ -313,6 +313,7 @@ def table(
     from mm_autofocus.cli.bench_options import progress_of
     from mm_autofocus.cli.laser_report import markdown, write_laser_report
     from mm_autofocus.cli.laser_table import Bench
+    from mm_autofocus.report.outcomes import write_overview
 
     seconds = 24.0 if quick else paper_seconds
     bench = Bench(writable_folder(out), quick=quick, paper_seconds=seconds, workers=workers, scheduler=scheduler)
@@ -323,6 +324,7 @@ def table(
     outcome = measured | {"machine": machine()}
     (out / "laser_table.json").write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
     (out / "laser_table.md").write_text(markdown(outcome, records), encoding="utf-8")
+    write_overview(out, records)
     write_laser_report(outcome, records, out / "laser_table.html")
     return outcome
 

@@ -50,6 +50,7 @@ def table(
     from mm_autofocus.benchmark.runner import set_aside
     from mm_autofocus.benchmark.score_table import ScoreBench, Size, totals
     from mm_autofocus.cli.bench_options import progress_of
+    from mm_autofocus.report.outcomes import write_overview
     from mm_autofocus.report.score_table import headline, markdown, sections
 
     out = writable_folder(out)
@@ -63,6 +64,7 @@ def table(
     outcome = measured | {"machine": machine(), "quick": quick, "created": datetime.now().isoformat(timespec="seconds")}
     (out / "sem_scores.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
     (out / "sem_scores.md").write_text(markdown(outcome, records, totals()), encoding="utf-8")
+    write_overview(out, records, totals())
     facts = {"Machine": outcome["machine"], "Cases": "a few per cent" if quick else "all"}
     facts |= {f"Not measured: {name}": reason for name, reason in outcome["missing"].items()}
     title = "Focusing an SEM by single images: scores and controllers side by side"

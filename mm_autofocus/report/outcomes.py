@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 
 from mm_autofocus.benchmark.reliability import reliability, reliability_section
 from mm_autofocus.benchmark.runner import Record
 from mm_autofocus.benchmark.tables import HEADER, SURE, cells, error_chart, summarise, unit_of
+from mm_autofocus.benchmark.tables import Row as Outcomes
 from mm_autofocus.report.data import Section
 
 Row = list[str]
 Table = tuple[str, str, Row, list[Row]]
 """Title, remark, header and rows."""
+OVERVIEW = "overview.json"
 Totals = Mapping[str, Collection[str]]
+
+
+def write_overview(folder: Path, records: Sequence[Record], totals: Totals | None = None) -> Path:
+    """Write overview.json, the rows by which all benches are shown on one page: the totals where there are any.
+
+    Parameters
+    ----------
+    folder
+        The bench's own.
+    records, totals
+        See `outcome_sections`.
+    """
+    rows = summarise(records, _there(records, totals))
+    chosen = [row for row in rows if row.group in (totals or {})] or rows
+    path = folder / OVERVIEW
+    path.write_text(json.dumps([row.model_dump(mode="json") for row in chosen], indent=1) + "\n", encoding="utf-8")
+    return path
+
+
+def read_overview(folder: Path) -> list[Outcomes]:
+    """Return what `write_overview` wrote there; nothing when the bench did not come so far."""
+    path = folder / OVERVIEW
+    return [Outcomes.model_validate(row) for row in json.loads(path.read_text("utf-8"))] if path.exists() else []
+
+
+def _there(records: Sequence[Record], totals: Totals | None) -> dict[str, Collection[str]]:
+    groups = {record.group for record in records}
+    return {name: parts for name, parts in (totals or {}).items() if groups & set(parts)}
 
 
 def outcome_tables(records: Sequence[Record], remark: str, totals: Totals | None = None) -> list[Table]:
@@ -34,8 +66,7 @@ def outcome_sections(records: Sequence[Record], remark: str, totals: Totals | No
     """Return the same as sections of a page, with the distribution of errors and the reliability diagrams."""
     if not records:
         return []
-    there = {record.group for record in records}
-    rows = summarise(records, {name: parts for name, parts in (totals or {}).items() if there & set(parts)})
+    rows = summarise(records, _there(records, totals))
     lead = (
         f"{remark} Errors in {unit_of(rows)}. Sure: converged with a confidence of at least {SURE:g}; - where none was."
     )
