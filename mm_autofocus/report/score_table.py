@@ -47,9 +47,7 @@ def markdown(outcome: dict[str, Any], records: Sequence[Record] = (), totals: To
     return "\n".join(lines) + "\n"
 
 
-def sections(
-    outcome: dict[str, Any], records: Sequence[Record] = (), totals: Totals | None = None
-) -> list[Section]:
+def sections(outcome: dict[str, Any], records: Sequence[Record] = (), totals: Totals | None = None) -> list[Section]:
     """Return every table with the figures that belong to it, for a page.
 
     Parameters

@@ -54,9 +54,7 @@ def markdown(outcome: dict[str, Any], records: Sequence[Record] = ()) -> str:
     return "\n".join(lines)
 
 
-def sections(
-    outcome: dict[str, Any], records: Sequence[Record] = (), vessel: Image | None = None
-) -> list[Section]:
+def sections(outcome: dict[str, Any], records: Sequence[Record] = (), vessel: Image | None = None) -> list[Section]:
     """Return every table with the figures that belong to it, for a page.
 
     Parameters
