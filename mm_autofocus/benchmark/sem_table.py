@@ -28,7 +28,6 @@ Say = Callable[[str], None]
 Unit = tuple[SemCase, SemMethod]
 
 DOSES = (84.0, 20.0, 5.0)
-CONFIDENT = 0.95
 DEFAULT = "spectral"
 RECALIBRATED = ("spectral", "deepfocus")
 """Methods of figure 4."""
@@ -38,7 +37,7 @@ VESSEL_SERIES = 4
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured; the defaults take about 20 minutes on one core that has nothing else to do.
+    """How much is measured; the defaults take about ten minutes of one core.
 
     Attributes
     ----------
@@ -63,7 +62,7 @@ class Size:
     pairs: int = 24
     peer_pairs: int = 12
     loops: int = 24
-    peer_loops: int = 6
+    peer_loops: int = 12
     iterations: int = 5
     repeats: int = 3
     locations: int = 9
@@ -327,7 +326,6 @@ def tabulate(units: Sequence[Unit], run: BenchRun, size: Size) -> dict[str, Any]
         "score": _score_row(scored) if scored else {},
         "recalibration": {name: row for record in again for name, row in record.details["rows"].items()},
         "speed": timed[0].details["rows"] if timed else [], "against": _against(measured.get("loops", {})),
-        "confidence": _confidence(measured),
     }  # fmt: skip
 
 
@@ -366,15 +364,3 @@ def _against(loops: dict[str, dict[str, list[Record]]]) -> list[dict[str, Any]]:
                 pairs = [(ours[case], theirs[case]) for case in theirs if case in ours]
                 rows.append({"condition": group, "peer": key, **duel(pairs)})
     return rows
-
-
-def _confidence(measured: dict[Part, dict[str, dict[str, list[Record]]]]) -> dict[str, Any]:
-    """Of ours given with at least 0.95, the share within the depth."""
-    made = {}
-    for key in OURS:
-        records = [r for groups in measured.values() for methods in groups.values() for r in methods.get(key, [])]
-        stated = [r for r in records if r.judged and r.confidence is not None]
-        sure = [abs(r.error or 0.0) <= r.depth / 2 for r in stated if (r.confidence or 0.0) >= CONFIDENT]
-        if stated:
-            made[key] = {"runs": len(stated), "sure": len(sure), "within": share(np.array(sure, dtype=bool))}
-    return made

@@ -284,16 +284,9 @@ class PlateDemo:
                 before, after = (p if p.exists() else None for p in thumbnail_paths(lines, index + 1))
             records.append(
                 FieldRecord(
-                    label=event.label or str(key.position),
-                    well=event.well,
-                    x=event.x,
-                    y=event.y,
-                    z=exposure.actual_z_um if exposure else None,
-                    truth_z=exposure.focus_z_um if exposure else None,
-                    blank=exposure.blank if exposure else None,
-                    result_index=index,
-                    before=before,
-                    after=after,
+                    label=event.label or str(key.position), well=event.well, x=event.x, y=event.y,
+                    z=exposure.actual_z_um if exposure else None, truth_z=exposure.focus_z_um if exposure else None,
+                    blank=exposure.blank if exposure else None, result_index=index, before=before, after=after,
                 )
             )
         return records
@@ -355,13 +348,9 @@ def focus_everywhere(
         z = autofocus.microscope.knob("z").get()
         records.append(
             FieldRecord(
-                label=str(position.name),
-                x=position.x,
-                y=position.y,
-                z=z,
+                label=str(position.name), x=position.x, y=position.y, z=z,
                 truth_z=instrument.true_focus_um(position.x, position.y),
-                blank=instrument.is_blank(position.x, position.y),
-                result_index=len(records),
+                blank=instrument.is_blank(position.x, position.y), result_index=len(records),
             )
         )
     autofocus.finish()

@@ -62,7 +62,9 @@ def replay_stack(
     return result.model_dump(mode="json")
 
 
-def _settings(recording: RecordedStack, path: Path | None, strategy: str, depth_of_field_um: float | None) -> Settings:
+def _settings(
+    recording: RecordedStack, path: Path | None, strategy: str, depth_of_field_um: float | None
+) -> Settings:
     data: dict[str, Any] = Settings.load(path).model_dump(exclude_unset=True) if path else {"strategy": strategy}
     z = recording.z_um
     microscope = dict(data.get("microscope", {}))

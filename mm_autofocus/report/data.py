@@ -375,7 +375,10 @@ class ReportData(BaseModel):
         if rows:
             first, *others = rows
             fields = "fields with a specimen" if first.blank_fields else "fields"
-            text = f"{first.in_focus} of {first.denominator} {fields} in focus ({self.tolerances}) {_with(first.name)}"
+            text = (
+                f"{first.in_focus} of {first.denominator} {fields} in focus ({self.tolerances}) "
+                f"{_with(first.name)}"
+            )
             text = ", ".join([text, *(f"{row.in_focus} {_with(row.name)}" for row in others)])
             if first.blank_fields:
                 text += f"; of the blank fields, {first.blank_in_focus} of {first.blank_fields}"

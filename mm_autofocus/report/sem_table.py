@@ -41,7 +41,6 @@ def tables(outcome: dict[str, Any]) -> Iterator[Table]:
     if outcome["recalibration"]:
         yield _recalibration(outcome["recalibration"])
     yield _speed(outcome["speed"])
-    yield _confidence(outcome["confidence"], names)
 
 
 def markdown(outcome: dict[str, Any], records: Sequence[Record] = ()) -> str:
@@ -207,15 +206,6 @@ def _speed(rows: Sequence[dict[str, Any]]) -> Table:
     ]  # fmt: skip
     remark = "Median of the processor's time; all in one run, in turn. Must: the default 10 times as fast."
     return "Speed, one thread", remark, header, cells
-
-
-def _confidence(cells: dict[str, Any], names: dict[str, str]) -> Table:
-    header = ["Method", "runs", "given with confidence >= 0.95", "of those within 1 µm and 0.25 a.u."]
-    rows = [
-        [names[key], str(cell["runs"]), str(cell["sure"]), _share(cell["within"]) if cell["sure"] else "–"]
-        for key, cell in cells.items()
-    ]
-    return "Can the confidence be believed?", "All closed loops above.", header, rows
 
 
 # ---------------------------------------------------------------------- figures
