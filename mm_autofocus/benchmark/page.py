@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from mm_autofocus.errors import SettingsError
-from mm_autofocus.report.data import Section
+from mm_autofocus.report.data import Chart, Section
 from mm_autofocus.report.plots import plotly_js
 
 _SCRIPT = """
@@ -23,7 +23,7 @@ _SCRIPT = """
   const script = document.createElement("script");
   script.textContent = await new Response(stream).text();
   document.head.append(script);
-  const figures = JSON.parse(document.getElementById("figures").textContent);
+  const figures = JSON.parse(document.getElementById("figures-json").textContent);
   for (const [name, figure] of Object.entries(figures))
     Plotly.newPlot("plot-" + name, figure.data, figure.layout, { displayModeBar: false, responsive: true });
 })();
@@ -58,7 +58,7 @@ def write_page(path: Path, title: str, headline: str, facts: Mapping[str, str], 
         f"<style>{style}</style></head><body><main><header><h1>{escape(title)}</h1>"
         f"<p class=headline>{escape(headline)}</p><dl class=facts>{lines}</dl></header>"
         + "".join(_section(section) for section in sections)
-        + f"</main><script type='application/json' id=figures>{data}</script>"
+        + f"</main><script type='application/json' id=figures-json>{data}</script>"
         + (
             f"<script type='application/octet-stream' id=plotly-gzip>{plotly_js()}</script><script>{_SCRIPT}</script>"
             if figures
@@ -96,15 +96,18 @@ def _section(section: Section) -> str:
         head = "".join(f"<th>{escape(cell)}</th>" for cell in section.header)
         body = "".join("<tr>" + "".join(f"<td>{_cell(c)}</td>" for c in row) + "</tr>" for row in section.rows)
         table = f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    wide = "".join(_figure(c.name, c.title, c.caption, c.kind) for c in section.charts if c.kind == "wide")
-    half = "".join(_figure(c.name, c.title, c.caption, c.kind) for c in section.charts if c.kind == "chart")
+    wide = "".join(_figure(chart) for chart in section.charts if chart.kind == "wide")
+    half = "".join(_figure(chart) for chart in section.charts if chart.kind == "chart")
     lead = f"<p class=lead>{escape(section.lead)}</p>" if section.lead else ""
     charts = f"<div class=charts>{half}</div>" if half else ""
     return f"<section id='{escape(section.name)}'><h2>{escape(section.title)}</h2>{lead}{table}{wide}{charts}</section>"
 
 
-def _figure(name: str, title: str, caption: str, kind: str) -> str:
+def _figure(chart: Chart) -> str:
+    height = chart.figure["layout"].get("height")
+    style = f' style="height:{height:g}px"' if height else ""
     return (
-        f"<figure class={kind}><h3>{escape(title)}</h3><div class=plot id='plot-{escape(name)}'></div>"
-        f"<figcaption>{escape(caption)}</figcaption></figure>"
+        f"<figure class={chart.kind}><h3>{escape(chart.title)}</h3>"
+        f"<div class=plot id='plot-{escape(chart.name)}'{style}></div>"
+        f"<figcaption>{escape(chart.caption)}</figcaption></figure>"
     )

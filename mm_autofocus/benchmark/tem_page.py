@@ -21,10 +21,13 @@ def write_tem_page(table: dict[str, Any], records: Sequence[Record], path: Path)
     from mm_autofocus.benchmark.tem_table import RUNS, TOTALS, tables
 
     charts = [
-        Chart(name=name, title=caption.partition(":")[0], caption=caption, figure=figure, kind="wide")
+        Chart(
+            name=name, title=caption.partition(":")[0].rstrip("."), caption=caption, figure=figure,
+            kind="chart" if name.startswith("figure11") else "wide",
+        )
         for name, (caption, figure) in page_figures(table).items()
     ]  # fmt: skip
-    sections = [Section(name="figures", title="Side by side", charts=charts)]
+    sections = [Section(name="pictures", title="Side by side", charts=charts)]
     sections += [
         Section(name=f"table-{i}", title=title, lead=remark, header=header, rows=rows)
         for i, (title, remark, header, rows) in enumerate(tables(table))
@@ -65,7 +68,7 @@ def page_figures(table: dict[str, Any]) -> dict[str, tuple[str, Figure]]:
     for name in ("14", "6"):
         if nets:
             figures[f"figure11_{name}"] = (
-                f"Figure 11: dataset {name}, before (grey) and after one correction by the final CNN trained on 10/13 "
+                f"Figure 11, dataset {name}: before (grey) and after one correction by the final CNN trained on 10/13 "
                 "(orange) and by disc geometry (blue). The cross is the ideal.",
                 _corrections(name, ours["figure11"][name], nets["figure11"][name]),
             )

@@ -56,7 +56,7 @@ def write_laser_report(outcome: dict[str, Any], records: Sequence[Record], path:
     sections = [
         Section(name="table", title="Side by side", lead="µm, unless a cell says otherwise.", header=header, rows=rows),
         *outcome_sections(records, RUNS),
-        Section(name="figures", title="Figures", charts=charts),
+        Section(name="pictures", title="Figures", charts=charts),
     ]
     facts = {"Machine": outcome["machine"], **{f"Note {i + 1}": line for i, line in enumerate(_notes(outcome))}}
     return write_page(path, "Laser autofocus: three readouts side by side", _headline(outcome), facts, sections)
@@ -144,7 +144,7 @@ def _stack_figure(methods: dict[str, Any]) -> Any:
             x=z, y=errors.mean(0), error_y={"type": "data", "array": errors.std(0), "thickness": 1, "width": 0},
             mode="markers", marker={"size": 4, "color": _COLOURS[method]}, row=2, col=column,
         )  # fmt: skip
-    figure.update_layout(height=640, showlegend=False)
+    figure.update_layout(height=600, template="plotly_white", margin={"t": 40, "b": 50}, showlegend=False)
     figure.update_xaxes(title_text="defocus (µm)", row=2)
     return figure
 
@@ -164,7 +164,7 @@ def _start_figure(starts: dict[str, Any]) -> Any:
     figure.add_hrect(y0=-DEPTH_UM / 2, y1=DEPTH_UM / 2, fillcolor="red", opacity=0.12, line_width=0)
     figure.update_yaxes(range=[-1, 1], row=1, col=2)
     figure.update_xaxes(title_text="initial defocus (µm)")
-    figure.update_layout(height=420)
+    figure.update_layout(height=400, template="plotly_white", margin={"t": 40, "b": 50})
     return figure
 
 
@@ -190,5 +190,5 @@ def _plate_figure(steps: dict[str, Any]) -> Any:
                 row=2, col=column,
             )  # fmt: skip
     figure.update_xaxes(title_text="final error (µm; beyond ±5 at the edge)", row=2)
-    figure.update_layout(height=640, barmode="overlay")
+    figure.update_layout(height=600, template="plotly_white", margin={"t": 40, "b": 50}, barmode="overlay")
     return figure
