@@ -25,6 +25,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 bench: $(READY)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	$(BIN)/mm-autofocus demo plate --wells 96 --out bench_output/plate
 	$(BIN)/mm-autofocus bench overhead --events 400 --out bench_output
 	$(BIN)/mm-autofocus bench curves --out bench_output

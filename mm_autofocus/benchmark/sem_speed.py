@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, cast
 
 import numpy as np
 
@@ -117,10 +117,42 @@ def _pair_nets() -> dict[str, Callable[[Any], Any]]:
         return lambda pairs: net(pairs, torch.zeros(len(pairs), 1))
 
     net = PairNet().eval()
-    return {
+    nets: dict[str, Callable[[Any], Any]] = {
         "PairNet, network alone, torch eager": alone(net),
         "PairNet, network alone, torch folded and channels last": alone(net.optimised()),
     }
+    # one compilation for each number of patches, as an application would make them once
+    if (compiled := _openvino(net, lambda count: (torch.zeros(count, 2, PATCH_PX, PATCH_PX), torch.zeros(count, 1)))):
+        nets["PairNet, network alone, OpenVINO"] = compiled
+    return nets
+
+
+def _openvino(net: Any, example: Callable[[int], tuple[Any, ...]]) -> Callable[[Any], Any] | None:
+    """Return a network that OpenVINO runs on one thread, or None where OpenVINO is not installed (extra ``bench``).
+
+    Parameters
+    ----------
+    net
+        The torch module.
+    example
+        Makes its inputs for a number of patches; beside the first, what they hold is used as it is.
+    """
+    try:
+        import openvino
+    except ImportError:
+        return None
+    import torch
+
+    @lru_cache(maxsize=4)
+    def compiled(count: int) -> Callable[[Any], Any]:
+        model = openvino.convert_model(net, example_input=example(count))
+        return cast(Callable[[Any], Any], openvino.Core().compile_model(model, "CPU", {"INFERENCE_NUM_THREADS": 1}))
+
+    def run(pairs: Any) -> Any:
+        beside = [value.numpy() for value in example(len(pairs))[1:]]
+        return torch.from_numpy(compiled(len(pairs))((pairs.numpy(), *beside))[0])
+
+    return run
 
 
 def _published_nets(slow: bool) -> dict[str, Callable[[Any], Any]]:
@@ -138,6 +170,8 @@ def _published_nets(slow: bool) -> dict[str, Callable[[Any], Any]]:
         "StackedConv (DeepFocus), Conv3d as in Table 2, torch eager": DeepFocus(PATCH_PX, volumetric=True).eval(),
         "StackedConv (DeepFocus), TorchScript": torch.jit.optimize_for_inference(torch.jit.freeze(traced)),
     }
+    if (compiled := _openvino(stacked, lambda count: (torch.zeros(count, 2, PATCH_PX, PATCH_PX),))):
+        nets["StackedConv (DeepFocus), OpenVINO"] = compiled
     if slow:
         nets["EfficientNet-B0, torch eager"] = pair_efficientnet_b0().eval()
         nets["ResNet-50, torch eager"] = pair_resnet50().eval()

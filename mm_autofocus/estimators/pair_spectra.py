@@ -10,13 +10,12 @@ difference of both spectra at one angle says the sum, sign included.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import fft, sparse
+from scipy import fft
 
 from mm_autofocus.estimators.registration import Frame, block_mean
 
@@ -126,19 +125,19 @@ def tile_stats(
     size = window.shape[0]
     bins = _bins(round(delta, 4))
     turn = bins.phase(left) if left != (0.0, 0.0) else None
-    binned = np.empty((len(corners), RADIAL * ANGULAR, 3), dtype=np.float32)
-    columns = np.empty((bins.used.size, 3), dtype=np.float32)
+    binned = np.empty((len(corners), 3, RADIAL * ANGULAR), dtype=np.float32)
+    power = np.empty((3, bins.used.size), dtype=np.float32)
     for t, (x, y) in enumerate(corners):  # tile by tile, so that it all stays in the processor's cache
         one, two = (
             _spectrum(image[y : y + size, x : x + size], window)[bins.used] for image in (first, second)
         )
         if turn is not None:
             two *= turn
-        columns[:, 0] = one.real**2 + one.imag**2
-        columns[:, 1] = two.real**2 + two.imag**2
-        columns[:, 2] = one.real * two.real + one.imag * two.imag
-        binned[t] = bins.matrix @ columns
-    return binned.reshape(-1, RADIAL, ANGULAR, 3)
+        power[0] = one.real**2 + one.imag**2
+        power[1] = two.real**2 + two.imag**2
+        power[2] = one.real * two.real + one.imag * two.imag
+        binned[t] = bins.means(power)
+    return np.ascontiguousarray(binned.reshape(-1, 3, RADIAL, ANGULAR).transpose(0, 2, 3, 1))
 
 
 def _spectrum(tile: Frame, window: Array) -> NDArray[np.complex64]:
@@ -204,9 +203,42 @@ def extras(delta_px: float, weights: Array) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class _Bins:
-    matrix: Any
+    """How the frequencies of a tile fall into bins; those between the middles of two angles are shared by both.
+
+    Attributes
+    ----------
+    used
+        Frequencies that count, indices into the flat half plane, in the order of ring and angle, shape (used,).
+    starts, cells
+        Where each run of frequencies with the same ring and lower angle begins in ``used``, and its (ring, angle) as
+        one index, shape (runs,).
+    upper
+        Share of the upper angle, shape (used,).
+    scale
+        One over the frequencies' weights in each bin, shape (RADIAL * ANGULAR,).
+    covered
+        Bins that hold any, shape (RADIAL, ANGULAR).
+    """
+
     used: NDArray[np.intp]
+    starts: NDArray[np.intp]
+    cells: NDArray[np.intp]
+    upper: Array
+    scale: Array
     covered: NDArray[np.bool_]
+
+    def sums(self, values: Array) -> Array:
+        """Return weighted sums of values at the used frequencies, shape (n, used) in, (n, RADIAL * ANGULAR) out."""
+        both = np.zeros((2, len(values), RADIAL * ANGULAR), dtype=np.float32)
+        whole = np.add.reduceat(values, self.starts, axis=1)
+        both[1][:, self.cells] = np.add.reduceat(values * self.upper, self.starts, axis=1)
+        both[0][:, self.cells] = whole - both[1][:, self.cells]
+        above = np.roll(both[1].reshape(len(values), RADIAL, ANGULAR), 1, -1)
+        return np.asarray(both[0] + above.reshape(len(values), -1), dtype=np.float32)
+
+    def means(self, values: Array) -> Array:
+        """Return weighted means of values at the used frequencies, 0 where there are none; shapes as for `sums`."""
+        return self.sums(values) * self.scale
 
     def phase(self, left: tuple[float, float]) -> NDArray[np.complex64]:
         """Return what takes a displacement (dx, dy) of so many pixels out of a spectrum, shape (used,)."""
@@ -217,7 +249,7 @@ class _Bins:
 
 @lru_cache(maxsize=64)
 def _bins(delta: float) -> _Bins:
-    """Return the sparse matrix that averages a tile's power into bins; shared softly between angles."""
+    """Return how a tile's power is averaged in bins of frequency times perturbation and angle."""
     fy = np.fft.fftfreq(TILE)[:, None]
     fx = np.fft.rfftfreq(TILE)[None, :]
     f = np.hypot(fy, fx).ravel()
@@ -225,18 +257,15 @@ def _bins(delta: float) -> _Bins:
         radial = np.log(2 * np.pi * f * delta / _KD[0]) / LOG_STEP
     theta = np.mod(np.arctan2(fy, fx + 0 * fy), np.pi).ravel() / np.pi * ANGULAR
     used = np.flatnonzero((f >= _BAND[0]) & (f < _BAND[1]) & (radial >= 0) & (radial < RADIAL))
-    ring = radial[used].astype(np.intp)
-    lower = np.floor(theta[used] - 0.5).astype(np.intp)
-    upper_share = theta[used] - 0.5 - lower
-    rows = np.concatenate([ring * ANGULAR + lower % ANGULAR, ring * ANGULAR + (lower + 1) % ANGULAR])
-    values = np.concatenate([1.0 - upper_share, upper_share])
-    columns = np.tile(np.arange(used.size), 2)
-    total = np.bincount(rows, values, RADIAL * ANGULAR)
-    values = values / np.maximum(total[rows], 1e-9)
-    matrix = sparse.csr_matrix(
-        (values.astype(np.float32), (rows, columns)), shape=(RADIAL * ANGULAR, used.size), dtype=np.float32
-    )
-    return _Bins(matrix, used, (total > 0.3).reshape(RADIAL, ANGULAR))
+    lower = np.floor(theta[used] - 0.5)
+    cell = radial[used].astype(np.intp) * ANGULAR + lower.astype(np.intp) % ANGULAR
+    order = np.argsort(cell, kind="stable")
+    upper = (theta[used] - 0.5 - lower)[order].astype(np.float32)
+    cells, starts = np.unique(cell[order], return_index=True)
+    bins = _Bins(used[order], starts, cells, upper, np.empty(0, np.float32), np.empty((0, 0), np.bool_))
+    total = bins.sums(np.ones((1, used.size), dtype=np.float32))[0]
+    scale = np.where(total > 0, 1.0 / np.maximum(total, 1e-9), 0.0).astype(np.float32)
+    return replace(bins, scale=scale, covered=(total > 0.3).reshape(RADIAL, ANGULAR))
 
 
 @lru_cache(maxsize=8)
