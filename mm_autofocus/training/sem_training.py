@@ -30,11 +30,12 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Views = Sequence[NDArray[np.uint8]]
 
-MINUTES: dict[Model, float] = {"spectral": 18.0, "convolutional": 30.0, "deepfocus": 22.0, "deepscore": 24.0}
+MINUTES: dict[Model, float] = {"spectral": 18.0, "convolutional": 30.0, "deepfocus": 22.0, "deepscore": 16.0}
 """What the models that come along were trained for: nominal minutes, one thread of a 2.5 GHz server processor."""
 
 _SPECTRAL_CHUNK, _SPECTRAL_MINUTES, _SPECTRAL_EPOCHS = 5000, 6.0, 16
-_PAIRS_PER_MINUTE: dict[Model, float] = {"convolutional": 1500.0, "deepfocus": 3600.0, "deepscore": 370.0}
+_PAIRS_PER_MINUTE: dict[Model, float] = {"convolutional": 1500.0, "deepfocus": 3600.0, "deepscore": 190.0}
+_CROPS_PER_MINUTE = 1400.0
 """Simulated and learnt from in a minute of one undisturbed thread."""
 _VIEWS = 12
 _CALIBRATION_PAIRS = 300
@@ -230,14 +231,17 @@ def _deepfocus(views: Views, minutes: float, seed: int, machines: Machines, say:
 
 
 def _deepscore(views: Views, minutes: float, seed: int, machines: Machines, say: Say) -> Trained:
-    from mm_autofocus.training.sem_convolutional import SCORE_SCALES, fit_deepscore
+    from mm_autofocus.training.sem_convolutional import CROP, SCORE_SCALES, fit_deepscore
 
     images = round(_PAIRS_PER_MINUTE["deepscore"] * minutes)
     process = machines.process
     sampler = PairSampler(views, process.seed(10 * seed + 7))
-    net = fit_deepscore(sampler, images=images, seed=seed, process=process, say=say)
+    crops = round(_CROPS_PER_MINUTE * minutes)
+    net = fit_deepscore(sampler, images=images, crops=crops, seed=seed, process=process, say=say)
     parameters = {"scales": list(SCORE_SCALES), "standardised": True}
-    return _arrays(net), parameters, f"{images} simulated frames of 512 x 512 at 8.7 mrad and 10 nm"
+    return _arrays(net), parameters, (
+        f"{crops} simulated crops of {CROP} x {CROP}, then {images} frames of 512 x 512, at 8.7 mrad and 10 nm"
+    )
 
 
 def _arrays(net: nn.Module) -> Arrays:
