@@ -89,7 +89,7 @@ class ScoreBench:
     say
         Told what is left out.
     workers, scheduler
-        See `mm_autofocus.benchmark.workers.in_parallel`. Speed is measured in this process in any case.
+        See `mm_autofocus.parallel.in_parallel`. Speed is measured in this process in any case.
     measured
         What measures a unit.
 

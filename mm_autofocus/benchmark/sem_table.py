@@ -120,7 +120,7 @@ class Bench:
     keys
         Which methods; None for all that are installed.
     workers, scheduler
-        See `mm_autofocus.benchmark.workers.in_parallel`. Speed is measured in this process in any case.
+        See `mm_autofocus.parallel.in_parallel`. Speed is measured in this process in any case.
     measured
         What measures a unit.
 

@@ -44,7 +44,7 @@ class TemBench:
     seed
         Of the datasets.
     workers, scheduler
-        See `mm_autofocus.benchmark.workers.in_parallel`. The time of an estimate is measured in this process.
+        See `mm_autofocus.parallel.in_parallel`. The time of an estimate is measured in this process.
     measured
         What measures a unit.
     """

@@ -9,10 +9,11 @@ from typing import Annotated, Any
 
 import typer
 
-from mm_autofocus.cli.bench_options import Fresh, Scheduler, Workers, exit_with_failures
+from mm_autofocus.cli.bench_options import Fresh, exit_with_failures
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
-from mm_autofocus.cli.training import EPILOG, Scheduler, Workers, machines
+from mm_autofocus.cli.training import EPILOG, machines
+from mm_autofocus.cli.workers import Scheduler, Workers
 
 Config = Annotated[Path, typer.Option(help="Micro-Manager configuration (.cfg).")]
 Toml = Annotated[Path, typer.Option("--settings", help="autofocus.toml with [strategies.laser].")]

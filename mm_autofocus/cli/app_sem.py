@@ -9,9 +9,10 @@ from typing import Annotated
 
 import typer
 
-from mm_autofocus.cli.bench_options import Fresh, Scheduler, Workers, exit_with_failures
+from mm_autofocus.cli.bench_options import Fresh, exit_with_failures
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
+from mm_autofocus.cli.workers import Scheduler, Workers
 
 
 class Engine(StrEnum):

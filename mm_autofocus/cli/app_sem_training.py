@@ -12,7 +12,8 @@ import typer
 
 from mm_autofocus.cli.groups import Groups
 from mm_autofocus.cli.output import Json, errors, print_json
-from mm_autofocus.cli.training import EPILOG, Scheduler, Workers, machines
+from mm_autofocus.cli.training import EPILOG, machines
+from mm_autofocus.cli.workers import Scheduler, Workers
 
 
 class SemModel(StrEnum):

@@ -1,4 +1,4 @@
-"""What every bench of methods shares: how to go on or begin anew, where to compute, and the display of progress."""
+"""What every bench of methods shares: how to go on or begin anew, and the display of progress."""
 
 from __future__ import annotations
 
@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from mm_autofocus.benchmark.runner import Progress, Record
 
 Fresh = Annotated[bool, typer.Option("--fresh", help="Measure everything again instead of going on.")]
-Workers = Annotated[int, typer.Option(help="Processes of a local dask cluster; 0: none.", min=0)]
-Scheduler = Annotated[str, typer.Option(help="Address of a dask scheduler to use instead.")]
 
 
 @contextmanager

@@ -299,7 +299,7 @@ def table(
     fresh
         Train and measure everything again, in place of going on.
     workers, scheduler
-        See `mm_autofocus.benchmark.workers.in_parallel`.
+        See `mm_autofocus.parallel.in_parallel`.
     quiet
         No progress display.
 

@@ -39,7 +39,7 @@ class Bench:
     paper_seconds
         Time for training the paper's networks, all together (3 h each on a GPU in the paper).
     workers, scheduler
-        See `mm_autofocus.benchmark.workers.in_parallel`. Processes that do not share the folder train for themselves.
+        See `mm_autofocus.parallel.in_parallel`. Processes that do not share the folder train for themselves.
     """
 
     out: Path

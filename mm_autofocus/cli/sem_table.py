@@ -35,7 +35,7 @@ def table(
     fresh
         Measure everything again, in place of going on: the earlier journal is kept as sem-previous.jsonl.
     workers, scheduler
-        See `mm_autofocus.benchmark.workers.in_parallel`.
+        See `mm_autofocus.parallel.in_parallel`.
     quiet
         No progress display.
     say

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Annotated
-
-import typer
+from typing import TYPE_CHECKING
 
 from mm_autofocus.cli.output import errors
 
 if TYPE_CHECKING:
     from mm_autofocus.training.machines import Machines
-
-Workers = Annotated[int, typer.Option(help="Processes of a local dask cluster that make the data set; 0: none.", min=0)]
-Scheduler = Annotated[str, typer.Option(help="Address of a dask scheduler to use instead.")]
 
 EPILOG = (
     "Trains on the first GPU if there is one, else on a processor. To share every batch between N processes, with a "
