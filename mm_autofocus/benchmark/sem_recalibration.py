@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mm_autofocus.benchmark.sem_cases import (
     Case,
@@ -19,10 +21,10 @@ from mm_autofocus.benchmark.sem_cases import (
     set_knobs,
     take_pair,
 )
-from mm_autofocus.benchmark.sem_methods import Method, pair_loop
+from mm_autofocus.benchmark.sem_methods import Method, Trajectory, deepscore_loop, pair_loop
 from mm_autofocus.benchmark.sem_scoring import loop_row
 from mm_autofocus.errors import FocusError
-from mm_autofocus.estimators.aberration import Aberration
+from mm_autofocus.estimators.aberration import Aberration, ColumnCalibration, PairEstimator
 from mm_autofocus.simulation.electron_probe import ProbeFamily
 from mm_autofocus.simulation.sem_column import SETUP_B, Column
 from mm_autofocus.simulation.sem_specimen import SpecimenKind
@@ -37,6 +39,9 @@ from mm_autofocus.training.sem_recalibration import (
 ON_B = Conditions(SETUP_B.electrons_per_pixel, setup=SETUP_B)
 LABEL_SD = np.array([0.3, 0.1, 0.1])
 """Errors of an expert's focus by hand that the labels of the fine-tuning carry, µm and a.u."""
+ROUGHLY = np.array([6.0, 1.5, 1.5])
+"""How far from focus DeepScore begins at each place, half ranges, µm and a.u."""
+LABEL_IMAGES = 75
 OF_A_PLACE = 10
 """Aberrations at each place."""
 
@@ -76,15 +81,23 @@ def measure_recalibration(
         network = methods["deepfocus"].estimator
         assert network is not None
         loops("StackedConv, trained on setup A", lambda c: pair_loop(c, network, on_a, iterations), "as it comes")
-        if labelled_pairs:
+        for who, label in (("an expert", _by_hand), ("DeepScore", _by_deepscore)) if labelled_pairs else ():
             try:
-                tuned = _fine_tuned(labelled_pairs, say)
+                tuned, errors = _fine_tuned(labelled_pairs, label, say)
             except FocusError as error:
-                say(f"DeepFocus was not recalibrated: {error}")
-                return made
-            note = f"last three layers, {labelled_pairs} pairs, labels ±0.3 µm and ±0.1 a.u. as by hand"
-            loops("StackedConv, recalibrated", lambda c: pair_loop(c, tuned, on_a, iterations), note)
+                say(f"DeepFocus was not recalibrated with labels of {who}: {error}")
+                continue
+            note = (
+                f"last three layers, {labelled_pairs} pairs at {len(errors)} places labelled by {who}, median errors "
+                f"of the labels {np.median(errors[:, 0]):.2f} µm, {np.median(errors[:, 1:]):.2f} a.u."
+            )
+            name = f"StackedConv, recalibrated by {who}"
+            loops(name, partial(_with, tuned, on_a, iterations), note)
     return made
+
+
+def _with(estimator: PairEstimator, calibration: ColumnCalibration, iterations: int, column: Column) -> Trajectory:
+    return pair_loop(column, estimator, calibration, iterations)
 
 
 def known_pairs(column: Column, offsets: Any) -> list[KnownPair]:
@@ -99,20 +112,36 @@ def known_pairs(column: Column, offsets: Any) -> list[KnownPair]:
     return pairs
 
 
-def _fine_tuned(count: int, say: Callable[[str], None]) -> Any:
-    """Return DeepFocus with its last layers trained on pairs of setup B at other places than the tested ones."""
+Label = Callable[[Column, np.random.Generator], None]
+"""Focuses a column as well as it can, so that pairs around where it then stands are labelled by their distance."""
+
+
+def _by_hand(column: Column, rng: np.random.Generator) -> None:
+    """Focus as an expert does, to within `LABEL_SD`."""
+    column.detune(Aberration(*(float(v) for v in rng.standard_normal(3) * LABEL_SD)))
+
+
+def _by_deepscore(column: Column, rng: np.random.Generator) -> None:
+    """Focus from where a user has roughly focused, by DeepScore and the downhill simplex (Recalibration procedure)."""
+    column.detune(Aberration(*(float(v) for v in rng.uniform(-1, 1, 3) * ROUGHLY)))
+    deepscore_loop(column, ON_B.calibration(), images=LABEL_IMAGES)
+
+
+def _fine_tuned(count: int, label: Label, say: Callable[[str], None]) -> tuple[PairEstimator, NDArray[np.float64]]:
+    """Return DeepFocus with its last layers trained on pairs of setup B at other places, and the labels' errors."""
     from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator
 
     rng = np.random.default_rng(0x4F)
     pairs: list[KnownPair] = []
+    errors = []
     places = cases(-(-count // OF_A_PLACE), 8, (0.0, 0.0), tissue=True)
     for number, place in enumerate(places):
         case = Case(SpecimenKind.TISSUE, place.seed, Aberration(0.0), ProbeFamily.SOFT, place.place_um)
         column = open_column(case, ON_B)
-        by_hand = rng.standard_normal(3) * LABEL_SD
-        set_knobs(column, knobs_of(column) + by_hand)
+        label(column, rng)
+        errors.append(np.abs(column.truth().vector()))
         pairs += known_pairs(column, random_aberrations(min(OF_A_PLACE, count - len(pairs)), number))
     with tempfile.TemporaryDirectory() as folder:
         card = Path(folder) / "tuned.json"
         recalibrate_deepfocus(pairs, card, say=say)
-        return DeepFocusEstimator.load(card)
+        return DeepFocusEstimator.load(card), np.array(errors)

@@ -67,7 +67,7 @@ class Size:
     repeats: int = 3
     locations: int = 9
     score_loops: int = 3
-    labelled_pairs: int = 30
+    labelled_pairs: int = 100
     timings: int = 3
     quickly: bool = False
 
