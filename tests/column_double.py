@@ -123,7 +123,8 @@ class CodedEstimator:
         seen = calibration.scaled(angle).from_blur(blur, pixel_um).vector()  # as with the right angle
         if not self.step_ratio:
             distance = np.linalg.norm(blur) / self.true.blur_per_um(pixel_um)
-            seen *= angle ** float(angle_power(np.array(distance), 0.5 * step_um))
+            power = float(angle_power(np.array(distance), 0.5 * step_um))
+            seen *= math.copysign(abs(angle) ** power, angle)
         rng = np.random.default_rng((self.seed, self.calls))
         sigma = np.hypot(self.sigma, self.share * np.abs(seen))
         each = [Aberration(*(seen + sigma * math.sqrt(max(self.patches, 1)) * rng.laplace(0, 0.7, 3)))
