@@ -39,9 +39,13 @@ def register(groups: Groups) -> None:
     @groups.demo.command("sem")
     def demo_sem(
         positions: Annotated[int, typer.Option(help="Positions, on a grid.", min=1, max=400)] = 9,
-        specimen: Annotated[str, typer.Option(help="tissue, tin, grid, particles, wing, fabric ...")] = "tissue",
+        specimen: Annotated[
+            str | None, typer.Option(help="tissue (the default), tin (that of dual-network), grid, particles, wing ...")
+        ] = None,
         setup: Annotated[Setup, typer.Option(help="Instrument A (Merlin-like) or B (UltraPlus-like).")] = Setup.A,
-        strategy: Annotated[str, typer.Option(help="Name of the strategy.")] = "phase-diversity",
+        strategy: Annotated[
+            str, typer.Option(help='Name of the strategy; "dual-network" comes with a tabletop column that slants.')
+        ] = "phase-diversity",
         engine: Annotated[Engine, typer.Option(help="What runs the acquisition.")] = Engine.PYCROMANAGER,
         settings: Annotated[Path | None, typer.Option(help="An autofocus.toml in place of the demo's.")] = None,
         dwell: Annotated[float, typer.Option(help="Dwell time, ns (50 to 800).", min=50, max=800)] = 50.0,

@@ -19,13 +19,15 @@ from rich.console import Console
 
 from mm_autofocus.autofocus import Autofocus
 from mm_autofocus.benchmark.sem_methods import steps_of
+from mm_autofocus.cli import demo_sem_score as single
 from mm_autofocus.cli.acquire import acquire_mda, acquire_pycromanager
 from mm_autofocus.cli.demo_plate import fresh_folder
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.estimators.aberration import Aberration
 from mm_autofocus.hookspecs import hookimpl
-from mm_autofocus.report.data import FieldRecord, MethodSummary, ReportData, summarise
+from mm_autofocus.report.data import FieldRecord, MethodSummary, ReportData, Section, summarise
 from mm_autofocus.report.html import write_report
+from mm_autofocus.report.score_sections import score_sections
 from mm_autofocus.report.sem import STIG_TOLERANCE
 from mm_autofocus.report.sem_sections import column_sections
 from mm_autofocus.report.text import print_summary
@@ -36,6 +38,7 @@ from mm_autofocus.simulation.sem_column import Column
 from mm_autofocus.simulation.sem_specimen import SpecimenKind
 from mm_autofocus.strategy import Frame, Image
 from mm_autofocus.toml import to_toml
+from mm_autofocus.training.score_data import TABLETOP
 from mm_autofocus_devices.autofocus_strategy import CONFIGS
 from mm_autofocus_devices.core import AutofocusCore
 from mm_autofocus_hooks.progress import Progress
@@ -141,7 +144,7 @@ class SemDemo:
     """
 
     positions: int = 9
-    specimen: str = "tissue"
+    specimen: str | None = None
     setup: str = "A"
     strategy: str = "phase-diversity"
     engine: str = "pycromanager"
@@ -158,14 +161,12 @@ class SemDemo:
         """Acquire, score, report; return the outcome as a JSON-serialisable dictionary."""
         began = time.perf_counter()
         kinds = [kind.value for kind in SpecimenKind]
+        self.specimen = self.specimen or (single.SPECIMEN if self._by_score else "tissue")
         if self.specimen not in kinds:
             raise SettingsError(f"--specimen {self.specimen!r} is not simulated; choose {', '.join(kinds)}")
         self.out = fresh_folder(self.out)
-        column = WatchedColumn(
-            self.setup, self.specimen, self.seed, drift_um_per_min=self.drift_um_per_min,
-            blank_fraction=self.blank if self.specimen == "tissue" else 0.0,
-        )  # fmt: skip
-        column.detune(column.truth() + START)
+        column = self._column(self.specimen)
+        column.detune(column.truth() + (single.START if self._by_score else START))
         with self._microscope(column) as core:
             settings = self._settings(column)
             plan = self._plan(core.getPosition())
@@ -196,7 +197,7 @@ class SemDemo:
             depth_of_field_um=depth, strategy=", ".join(settings.strategy), results=results, fields=fields,
             methods=methods, dataset=dataset, dose_unit=unit,
             settings_toml=to_toml(settings.model_dump(mode="json", exclude_unset=True)),
-            sections=column_sections(fields, results, paths, watcher.views, self.dwell_ns),
+            sections=self._sections(column, fields, results, paths, watcher),
         )  # fmt: skip
         path = write_report(data, self.out / "report.html")
         if not self.quiet:
@@ -213,6 +214,24 @@ class SemDemo:
         }  # fmt: skip
 
     # ------------------------------------------------------------------ the instrument
+    @property
+    def _by_score(self) -> bool:
+        """True where single images are scored: an instrument and a depth of field of their own."""
+        return self.strategy == single.STRATEGY
+
+    def _column(self, specimen: str) -> WatchedColumn:
+        if self._by_score:
+            column = WatchedColumn(
+                TABLETOP, specimen, self.seed, drift_um_per_min=self.drift_um_per_min,
+                specimen=single.slanting_specimen(specimen, self.seed),
+            )  # fmt: skip
+            column.frame, column.pixel_nm = single.FRAME, single.PIXEL_NM
+            return column
+        return WatchedColumn(
+            self.setup, specimen, self.seed, drift_um_per_min=self.drift_um_per_min,
+            blank_fraction=self.blank if specimen == "tissue" else 0.0,
+        )  # fmt: skip
+
     @contextmanager
     def _microscope(self, column: WatchedColumn) -> Iterator[AutofocusCore]:
         """Serve the column on loopback, and load sem.cfg, which talks to it, into a fresh core."""
@@ -221,6 +240,7 @@ class SemDemo:
         name = "sem" if self.setup == "A" else "sem_b"
         with SemServer(column, host="127.0.0.1", port=0) as server:
             text = (CONFIGS / f"{name}.cfg").read_text(encoding="utf-8")
+            text = single.with_small_frames(text) if self._by_score else text
             path = self.out / f"{name}.cfg"
             path.write_text(_with_port(text, server.port), encoding="utf-8")
             core = AutofocusCore()
@@ -240,6 +260,8 @@ class SemDemo:
             data["strategy"] = self.strategy
             exposure_ms = self.dwell_ns * 1e-6 * width * height
             data["microscope"] = {**data.get("microscope", {}), "exposure_ms": exposure_ms}
+            if self._by_score:
+                data = single.without_stigmators(data, column.setup.working_distance_mm * 1e3)
             sections = data.setdefault("strategies", {})
             if self.setup == "B":  # what calibrating this instrument once has found; the defaults are setup A's
                 known = column.calibration()
@@ -275,20 +297,32 @@ class SemDemo:
         return {
             "instrument": f"simulated SEM, setup {setup.name}, over TCP",
             "beam": f"{setup.landing_kv:g} kV, {setup.beam_current_na:g} nA, {setup.probe.convergence_mrad:g} mrad",
-            "frame": f"{width} × {height} pixels of {column.pixel_nm:g} nm",
-            "specimen": self.specimen,
+            "frame": f"{width} × {height} pixels of {column.pixel_nm:g} nm, {column.magnification:,.0f}x",
+            "specimen": self.specimen or "",
         }
 
     # ------------------------------------------------------------------ scoring
+    def _sections(
+        self, column: Column, fields: list[FieldRecord], results: list[FocusResult], paths: list[Vector],
+        watcher: Watcher,
+    ) -> list[Section]:  # fmt: skip
+        if not self._by_score:
+            return column_sections(fields, results, paths, watcher.views, self.dwell_ns)
+        return score_sections(
+            fields, results, watcher.views, depth_um=single.depth_of_field_um(), pixel_um=column.pixel_nm * 1e-3,
+            convergence_mrad=column.setup.probe.convergence_mrad, dwell_ns=self.dwell_ns,
+        )  # fmt: skip
+
     def _fields(self, watcher: Watcher, results: list[FocusResult]) -> list[FieldRecord]:
         by_key = {Event(axes=r.axes).key: i for i, r in enumerate(results)}
-        records, lines = [], self.out / "focus.jsonl"
+        records, lines, focus_only = [], self.out / "focus.jsonl", self._by_score
         for key, (event, exposure) in watcher.images().items():
             index = by_key.get(key)
             before = after = None
             if index is not None:
                 before, after = (p if p.exists() else None for p in thumbnail_paths(lines, index + 1))
-            records.append(_record(event, exposure, exposure.truth if exposure else None, index, before, after))
+            truth = exposure.truth if exposure else None
+            records.append(_record(event, exposure, truth, index, before, after, focus_only=focus_only))
         return records
 
     def _untouched(self, watcher: Watcher, depth: float, unit: str) -> MethodSummary:
@@ -298,7 +332,8 @@ class SemDemo:
         if not images:
             return summarise(name, [], [], depth, dose_unit=unit, note=note)
         first = images[0][1].knobs
-        fields = [_record(event, e, e.truth + first - e.knobs, None) for event, e in images]
+        only = self._by_score
+        fields = [_record(event, e, e.truth + first - e.knobs, None, focus_only=only) for event, e in images]
         return summarise(name, fields, [], depth, dose_unit=unit, note=note)
 
     def _paths(self, watcher: Watcher, results: list[FocusResult]) -> list[Vector]:
@@ -327,10 +362,12 @@ def _record(
     index: int | None,
     before: Path | None = None,
     after: Path | None = None,
+    *,
+    focus_only: bool = False,
 ) -> FieldRecord:
     z = None if exposure is None else float(exposure.knobs[0])
     others: dict[str, tuple[float, float]] = {}
-    if truth is not None:
+    if truth is not None and not focus_only:
         others = {
             "stig x, a.u.": (float(truth[1]), STIG_TOLERANCE), "stig y, a.u.": (float(truth[2]), STIG_TOLERANCE),
         }  # fmt: skip

@@ -22,11 +22,11 @@ from mm_autofocus.report import plots
 from mm_autofocus.report.data import FieldRecord, ReportData, Section
 from mm_autofocus.report.text import (
     actions,
+    amount,
     duration,
     incident_header,
     incident_row,
     method_table,
-    number,
     run_table,
 )
 from mm_autofocus.result import FocusResult
@@ -141,7 +141,7 @@ def _tiles(data: ReportData) -> list[tuple[str, str]]:
         tiles.append(("focus runs converged", f"{converged} of {n}"))
         tiles.append(("images per run (median)", f"{np.median([r.images for r in data.results]):g}"))
         tiles.append(("time per run (median)", duration(float(np.median([r.seconds for r in data.results])))))
-        tiles.append(("dose per run (mean)", f"{number(sum(r.dose for r in data.results) / n, 0)} {data.dose_unit}"))
+        tiles.append(("dose per run (mean)", f"{amount(sum(r.dose for r in data.results) / n)} {data.dose_unit}"))
     return tiles
 
 

@@ -86,7 +86,7 @@
       rows.push(["start, µm", digits(run.start)], ["verdict, µm", digits(run.target ?? run.end)]);
       if (run.final !== null) rows.push(["policy's z, µm", digits(run.final)]);
       if (run.prior) rows.push(["expected, µm", digits(run.prior[0]) + (run.prior[1] === null ? "" : ` ± ${digits(run.prior[1])}`)]);
-      rows.push(["confidence", digits(run.confidence)], ["images", String(run.images)], [`dose, ${report.doseUnit}`, digits(run.dose, 0)], ["time", run.time], ["strategy", run.strategy]);
+      rows.push(["confidence", digits(run.confidence)], ["images", String(run.images)], [`dose, ${report.doseUnit}`, digits(run.dose, run.dose > 0 && run.dose < 10 ? 3 : 0)], ["time", run.time], ["strategy", run.strategy]);
       if (run.actions) rows.push(["failure policy", run.actions, "full"]);
     }
     byId("numbers").replaceChildren(...rows.map(([name, value, className]) => {

@@ -20,10 +20,17 @@ def number(value: float | None, digits: int = 2) -> str:
     return DASH if value is None else f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "−")
 
 
+def amount(value: float) -> str:
+    """Return a dose: whole, or with two digits that count where it is small."""
+    return f"{value:.2g}" if 0 < value < 10 else number(value, 0)
+
+
 def duration(seconds: float | None) -> str:
-    """Return a time in s as a reader says it: "4.2 s", "12 min 30 s", "2 h 05 min"."""
+    """Return a time in s as a reader says it: "4 ms", "4.2 s", "12 min 30 s", "2 h 05 min"."""
     if seconds is None:
         return DASH
+    if 0 < seconds < 0.095:
+        return f"{1e3 * seconds:.2g} ms"
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     whole = round(seconds)
@@ -77,7 +84,7 @@ def _method_row(row: MethodSummary, truth: bool, blank: bool, compute: bool, not
         cells += [str(row.fields), f"{row.converged} of {row.runs}" if row.runs else DASH]
     cells += [
         number(row.images, 0),
-        number(row.dose, 0) + f" {row.dose_unit}" * mixed,
+        amount(row.dose) + f" {row.dose_unit}" * mixed,
         duration(row.instrument_seconds),
     ]
     cells += [duration(row.compute_seconds)] * compute + [row.note] * notes
@@ -104,7 +111,7 @@ def run_table(data: ReportData) -> tuple[list[str], list[list[str]]]:
                 str(len(group)),
                 f"{np.median(images):g} ({min(images)} {DASH} {max(images)})",
                 number(sum(images), 0),
-                f"{number(dose, 0)} {data.dose_unit}",
+                f"{amount(dose)} {data.dose_unit}",
                 duration(sum(seconds)),
                 duration(float(np.median(seconds))),
             ]

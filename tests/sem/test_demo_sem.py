@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mm_autofocus.cli.demo_sem import SemDemo, WatchedColumn, _with_port
+from mm_autofocus.cli.demo_sem_score import with_small_frames
 from mm_autofocus.errors import SettingsError
 from mm_autofocus.estimators import Aberration, PatchEstimate
 from mm_autofocus.report.sem import PatchView, crop_chart, interval_chart, patch_chart, residual_chart
@@ -65,6 +66,22 @@ def test_the_strategy_gets_no_truth(demo: dict[str, Any]) -> None:
     assert "truth" not in "".join(lines)
 
 
+def test_scores_of_single_images_focus_a_slanting_specimen_over_tcp(tmp_path: Path) -> None:
+    outcome = SemDemo(positions=3, strategy="dual-network", out=tmp_path, quiet=True).run()
+    ours, untouched = outcome["methods"]
+    assert (ours["in_focus"], ours["scored"], ours["false_confident"]) == (3, 3, 0)
+    assert untouched["in_focus"] < 3  # it slants by more than is in focus
+    assert outcome["dataset"]["images_present"] == outcome["dataset"]["images_expected"] == 3
+    assert all(set(r) == {"label", "wd_um"} for r in outcome["residuals"])  # no stigmators
+    page = Path(outcome["report"]).read_text(encoding="utf-8")
+    assert "How scores led to the focus" in page
+    assert "How the column came into focus" not in page
+    figures = json.loads(re.search(r'id="report-data">(.*?)</script>', page, re.S).group(1))["figures"]  # type: ignore[union-attr]
+    assert {"scores", "approach", "crops"} <= set(figures)
+    first = figures["scores"]["data"][0]
+    assert max(first["y"]) > 9 > 4 > min(first["y"])
+
+
 @pytest.mark.slow
 def test_the_mda_engine_does_the_same(tmp_path: Path) -> None:
     outcome = SemDemo(positions=2, specimen="tin", engine="mda", seed=3, out=tmp_path, quiet=True).run()
@@ -76,6 +93,13 @@ def test_a_specimen_that_is_not_simulated_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="tissue, tin"):
         SemDemo(specimen="cheese", out=tmp_path / "out", quiet=True).run()
     assert not (tmp_path / "out").exists()
+
+
+def test_only_the_words_of_the_frame_are_changed_in_the_configuration() -> None:
+    text = (CONFIGS / "sem.cfg").read_text(encoding="utf-8")
+    made = with_small_frames(text)
+    changed = [new for old, new in zip(text.splitlines(), made.splitlines(), strict=True) if old != new]
+    assert changed == ["#py Property,Camera,FrameSize,320x240", "#py Property,Column,PixelSizeNm,150"]
 
 
 def test_every_device_gets_the_port() -> None:
