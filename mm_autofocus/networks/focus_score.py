@@ -45,7 +45,7 @@ class BlurScoreNet(nn.Module):
         Width of the layers.
     """
 
-    def __init__(self, features: int, hidden: int = 160) -> None:
+    def __init__(self, features: int, hidden: int = 256) -> None:
         super().__init__()
         self.layers = nn.Sequential(
             nn.Linear(features, hidden), nn.SiLU(), nn.Linear(hidden, hidden), nn.SiLU(),
