@@ -51,7 +51,7 @@ class Size:
     runs, untrained_runs
         Focus runs on each kind of specimen, and with probes that were not trained on.
     paper_runs
-        Focus runs on each kind with the paper's controller.
+        Focus runs on each kind with the paper's controller: as many as with ours, for the starts to be the same.
     series_frames
         Frames of each drawn focus series.
     timings
@@ -64,7 +64,7 @@ class Size:
     images: int = 30
     runs: int = 20
     untrained_runs: int = 8
-    paper_runs: int = 10
+    paper_runs: int = 20
     series_frames: int = 60
     timings: int = 30
     full_aenet: bool = True

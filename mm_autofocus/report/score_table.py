@@ -230,9 +230,8 @@ def _correspondence(outcome: dict[str, Any]) -> Chart:
             "showlegend": False,
         }
     ]
-    for number, (part, cell) in enumerate(outcome["scores"]["ours"]["parts"].items()):
-        if "probes" in part:
-            continue
+    shown = [(n, cell) for n, cell in outcome["scores"]["ours"]["parts"].items() if "probes" not in n]
+    for number, (part, cell) in enumerate(shown):
         pairs = cell["pairs"]
         traces.append({
             "type": "scatter", "mode": "markers", "name": part, "x": plain(p[0] for p in pairs),
@@ -276,9 +275,14 @@ def _series_charts(series: Sequence[dict[str, Any]]) -> list[Chart]:
         for number, one in enumerate(series):
             width = max(abs(v) for v in one["defocus_um"])
             name = f"{one['kind']} {one['magnification']:,}x"
-            traces.append(_line_trace(name, [v / width for v in one["defocus_um"]], one[measure], number))
+            trace = _line_trace(name, [v / width for v in one["defocus_um"]], one[measure], number)
+            trace["line"]["dash"] = "solid" if one["kind"] in PAPER_LOSS else "dot"  # kinds that were not trained on
+            traces.append(trace)
         figure = with_legend(chart(traces, axis("defocus, share of the range"), axis(measure)))
-        caption = "The range is as far as anything can be recognised at each magnification."
+        caption = (
+            "The range is as far as anything can be recognised at each magnification. Dotted: kinds of specimen that "
+            "were not trained on."
+        )
         charts.append(
             Chart(name=f"series-{measure}", title=measure.capitalize(), caption=caption, figure=figure, kind="wide")
         )
