@@ -14,6 +14,9 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from mm_autofocus.errors import SettingsError
 
 WEIGHTS = Path(__file__).parents[1] / "weights"
+_SCALE = "|scale"
+"""Ends the name of the scales of an array of whole numbers."""
+
 Arrays = dict[str, NDArray[np.generic]]
 Model = Literal["spectral", "convolutional", "deepfocus", "deepscore", "score", "aenet", "resnet18", "acnet"]
 
@@ -30,7 +33,8 @@ class SemCard(BaseModel):
     weights
         File of the arrays, beside the card.
     precision
-        How they are stored; float16 is widened when it is read.
+        How they are stored; widened when they are read. int8: matrices and kernels as whole numbers with a scale for
+        each output, a quarter of float32; the rest as float16.
     parameters
         What the estimator needs beside the arrays: patch size, scales of its uncertainty, the column that it was
         trained for.
@@ -43,7 +47,7 @@ class SemCard(BaseModel):
     model: Model
     what: str
     weights: str
-    precision: Literal["float32", "float16"] = "float32"
+    precision: Literal["float32", "float16", "int8"] = "float32"
     parameters: dict[str, Any] = {}
     trained_on: str = ""
     command: str = ""
@@ -84,7 +88,9 @@ def load_card(path: str | Path, model: Model) -> tuple[SemCard, Arrays]:
         arrays = load_file(file)
     except (OSError, SafetensorError) as error:
         raise SettingsError(f"{model} model: the weights {file} can't be read ({error}); train anew") from None
-    return card, {name: _wide(value) for name, value in arrays.items()}
+    return card, {
+        name: _wide(value, arrays.get(name + _SCALE)) for name, value in arrays.items() if not name.endswith(_SCALE)
+    }
 
 
 def save_card(path: Path, card: SemCard, arrays: Mapping[str, NDArray[np.generic]]) -> None:
@@ -92,15 +98,30 @@ def save_card(path: Path, card: SemCard, arrays: Mapping[str, NDArray[np.generic
     from safetensors.numpy import save_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    narrow = np.float16 if card.precision == "float16" else np.float32
-    stored = {
-        name: np.ascontiguousarray(value.astype(narrow) if np.issubdtype(value.dtype, np.floating) else value)
-        for name, value in arrays.items()
-    }
+    narrow = np.float32 if card.precision == "float32" else np.float16
+    stored: Arrays = {}
+    for name, value in arrays.items():
+        if not np.issubdtype(value.dtype, np.floating):
+            stored[name] = np.ascontiguousarray(value)
+        elif card.precision == "int8" and value.ndim > 1:
+            stored[name], stored[name + _SCALE] = _whole(value)
+        else:
+            stored[name] = np.ascontiguousarray(value.astype(narrow))
     save_file(stored, path.parent / card.weights)
     (path.parent / card.weights).chmod(0o644)  # safetensors lets nobody else read it
     path.write_text(json.dumps(card.model_dump(), indent=2) + "\n", encoding="utf-8")
 
 
-def _wide(value: NDArray[np.generic]) -> NDArray[np.generic]:
+def _wide(value: NDArray[np.generic], scale: NDArray[np.generic] | None = None) -> NDArray[np.generic]:
+    if scale is not None:
+        outputs = scale.astype(np.float32).reshape(-1, *(1,) * (value.ndim - 1))
+        return np.asarray(value.astype(np.float32) * outputs)
     return value.astype(np.float32) if np.issubdtype(value.dtype, np.floating) else value
+
+
+def _whole(value: NDArray[np.generic]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return whole numbers from -127 to 127 and the scale of each output, the first axis."""
+    real = np.asarray(value, dtype=np.float32)
+    scale = np.maximum(np.abs(real).reshape(len(real), -1).max(1), 1e-12) / 127.0
+    whole = np.rint(real / scale.reshape(-1, *(1,) * (real.ndim - 1)))
+    return np.ascontiguousarray(whole, dtype=np.int8), scale.astype(np.float32)

@@ -39,7 +39,7 @@ class Variety:
         Least contrast that is left; what is missing is a pedestal.
     """
 
-    any: float = 0.4
+    any: float = 0.35
     mixed: float = 0.25
     retold: float = 0.5
     finer: float = 0.35

@@ -15,7 +15,7 @@ torch = pytest.importorskip("torch")
 
 from mm_autofocus.errors import SettingsError  # noqa: E402
 from mm_autofocus.estimators.acnet_controller import AcnetController  # noqa: E402
-from mm_autofocus.estimators.cards import SemCard, save_card  # noqa: E402
+from mm_autofocus.estimators.cards import SemCard, load_card, save_card  # noqa: E402
 from mm_autofocus.estimators.focus_score import load_scorer, normalised  # noqa: E402
 from mm_autofocus.networks.acnet import (  # noqa: E402
     STATE,
@@ -28,6 +28,7 @@ from mm_autofocus.networks.acnet import (  # noqa: E402
 )
 from mm_autofocus.networks.aenet import AENet  # noqa: E402
 from mm_autofocus.networks.focus_score import BlurScoreNet, ResNet18Score  # noqa: E402
+from mm_autofocus.training.score_training import AENET_WIDTH  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -91,10 +92,10 @@ def test_aenet_refuses_an_image_below_its_field(narrow, shape):
         narrow(torch.zeros(1, 1, *shape), torch.tensor([500.0]))
 
 
-def taught(steps):
+def taught(steps, width=4):
     """Mean square error of a narrow AENet over so many steps on the same four images."""
     torch.manual_seed(1)
-    net = AENet(4)
+    net = AENet(width)
     noise = np.random.default_rng(1).standard_normal((240, 320)).astype(np.float32)
     images = torch.from_numpy(np.stack([normalised(cv2.GaussianBlur(noise, (0, 0), s))[None] for s in (8, 4, 2, 1)]))
     labels, magnification = torch.tensor([1.0, 3.0, 6.0, 8.0]), torch.full((4,), 2000.0)
@@ -115,9 +116,10 @@ def test_aenet_learns():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_aenet_learns_a_few_images_by_heart():
-    losses = taught(200)
-    assert losses[-1] < 0.1 * losses[0]
+    losses = taught(80, AENET_WIDTH)  # a width of 4 cannot: it gives the two sharpest images one score
+    assert losses[-1] < 0.01 * losses[0]
 
 
 def test_resnet18_has_three_fully_connected_layers_and_sees_the_magnification():
@@ -131,6 +133,27 @@ def test_resnet18_has_three_fully_connected_layers_and_sees_the_magnification():
     assert one != other
     # ResNet-18 without its classifier, for one channel, and the three layers
     assert sum(p.numel() for p in net.encoder.parameters()) == 11_176_512 - 2 * 64 * 49
+
+
+def test_whole_numbers_hold_a_model_in_a_quarter(tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {
+        "kernel": rng.normal(size=(6, 3, 3, 3)).astype(np.float32) * np.geomspace(0.01, 10, 6)[:, None, None, None],
+        "bias": rng.normal(size=6).astype(np.float32), "seen": np.array(7), "none": np.zeros((2, 2), np.float32),
+    }  # fmt: skip
+    for precision in ("float32", "int8"):
+        card = SemCard(model="resnet18", what="", weights=f"{precision}.safetensors", precision=precision)
+        save_card(tmp_path / f"{precision}.json", card, arrays)
+        _, read = load_card(tmp_path / f"{precision}.json", "resnet18")
+        assert set(read) == set(arrays)
+        for output, before in zip(read["kernel"], arrays["kernel"], strict=True):
+            assert np.abs(output - before).max() <= 0.51 / 127 * np.abs(before).max()
+        assert np.allclose(read["bias"], arrays["bias"], atol=2e-3)
+        assert read["seen"] == 7
+        assert not read["none"].any()
+    from safetensors.numpy import load_file
+
+    assert load_file(tmp_path / "int8.safetensors")["kernel"].dtype == np.int8
 
 
 def test_ours_in_numpy_is_ours_in_torch():
