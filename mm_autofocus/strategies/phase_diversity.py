@@ -27,8 +27,10 @@ from mm_autofocus.strategy import FocusGenerator, Frame, StrategySettings, Verdi
 _REACH = np.array([20.0, 5.0, 5.0])
 """How far from the start the best knobs are expected, one standard deviation, µm and a.u."""
 
-_NEAR_DEPTHS = np.array([2.5, 1.5, 1.5])
-"""A pair confirms an answer that is within so many depths in focus of its midpoint."""
+_NEAR_DEPTHS = (0.1, 2.5)
+"""A pair confirms an answer that is within so many depths in focus of its midpoint: the first over the error of the
+calibration, at most the second. A wrong angle stretches what a pair says near focus by its square, and 2.5 standard
+deviations of that must not matter: 2.5 x 2 x error x distance is half a depth."""
 
 _BEYOND = 0.25
 """Depths in focus by which the best value must lie outside the limits to say so."""
@@ -265,7 +267,8 @@ class _Run:
         if first:  # only a start that is good already needs no confirmation
             near = np.abs(target - knobs.start) <= knobs.depths / 2
         else:
-            near = np.abs(target - pair.middle) <= _NEAR_DEPTHS * knobs.depths
+            depths = min(_NEAR_DEPTHS[0] / self._strategy.calibration_sd, _NEAR_DEPTHS[1])
+            near = np.abs(target - pair.middle) <= depths * knobs.depths
         if not np.all(near[turned]) or not self._fit.differs():
             return False
         outside = bool(np.any(knobs.beyond(belief.best) > _BEYOND))
