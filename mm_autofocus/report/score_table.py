@@ -326,10 +326,10 @@ def _examples(outcome: dict[str, Any]) -> Chart:
             "sizing": "stretch", "layer": "below",
         })  # fmt: skip
         scores = ", ".join(f"{name} {value:.1f}" for name, value in example["scores"].items())
-        text = f"{example['kind']} {example['magnification']:,}x: label {example['label']:.1f}; {scores}"
+        text = f"{example['kind']} {example['magnification']:,}x: label {example['label']:.1f}<br>{scores}"
         notes.append({
-            "text": text, "x": x, "y": y - 0.86, "xanchor": "left", "yanchor": "middle", "showarrow": False,
-            "font": {"size": 10, "color": INK},
+            "text": text, "x": x, "y": y - 0.79, "xanchor": "left", "yanchor": "top", "align": "left",
+            "showarrow": False, "font": {"size": 10, "color": INK},
         })  # fmt: skip
     hidden = {"visible": False}
     figure: Figure = chart(
