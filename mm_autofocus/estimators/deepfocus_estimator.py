@@ -82,14 +82,13 @@ class DeepFocusEstimator:
 
         Step, pixel size and calibration are those of the training (the card says which), whatever is given.
         """
-        binning = self.binning
-        edge = self.net.edge * binning
+        edge = self.net.edge * self.binning
         if under.shape != over.shape:
             raise HardwareError(f"pair of frames: shapes {under.shape} and {over.shape} differ; take both alike")
         for frame in (under, over):
             check_frame(frame, edge)
         corners = random_corners(under.shape, edge, self.patches, self.seed)
-        corrections, weights = self._read(under, over, corners)
+        corrections, weights = self._read(under, over, corners, edge)
         mean = weights @ corrections
         signal = _contrast(under, over)
         if signal > 0.0:
@@ -111,12 +110,12 @@ class DeepFocusEstimator:
         return int(self.card.parameters.get("binning", 1))
 
     def _read(
-        self, under: Image, over: Image, corners: NDArray[np.intp]
+        self, under: Image, over: Image, corners: NDArray[np.intp], edge: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return corrections (patches, 3) in µm and a.u., and their weights (patches,)."""
         import torch
 
-        edge, as_trained = self.net.edge * self.binning, self.card.parameters.get("standardised", False)
+        as_trained = self.card.parameters.get("standardised", False)
         cut = [patch_pair(under, over, (int(x), int(y)), edge, self.binning) for x, y in corners]
         pairs = np.stack([standardised(pair) if as_trained else pair for pair in cut])
         with torch.inference_mode():

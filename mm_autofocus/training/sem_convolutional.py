@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mm_autofocus.estimators.deepfocus_estimator import standardised
 from mm_autofocus.estimators.pair_spectra import REFERENCE_PX
 from mm_autofocus.training.distributed import ALONE, Rank
 from mm_autofocus.training.sem_pairs import PairSampler, Ranges, TrainingPair
@@ -249,7 +250,7 @@ def fit_deepfocus(
     """Train the paper's network for setup A: L1 loss, AdamW, its augmentations; a cosine in place of its slow decay.
 
     So that it learns in minutes: patches are standardised, and the convolutions are also taught how blurred either
-    image of the pair is (`_Taught`).
+    image of the pair is (`_taught`).
 
     Parameters
     ----------
@@ -341,8 +342,6 @@ def _deepfocus_batch(
     """Return standardised images, negative aberrations over `SCALES`, and blur; patches of a pair in a row."""
     import torch
 
-    from mm_autofocus.estimators.deepfocus_estimator import standardised
-
     images: list[Array] = []
     target: list[Array] = []
     blur: list[list[list[float]]] = []
@@ -426,11 +425,11 @@ def fit_deepscore(
     augment = Augmentation(noise=0.1)
     sampler.ranges = replace(setup_a_ranges(small=False), small_share=0.35, residual_px=0.0)
     scales = torch.tensor(SCORE_SCALES, device=process.device)
-    for edge, count, size, rate in ((CROP, crops, 4 * batch, learning_rate), (EDGE, images, batch, learning_rate)):
-        optimiser = torch.optim.AdamW(taught.parameters(), rate, weight_decay=1e-2)
+    for edge, count, size in ((CROP, crops, 4 * batch), (EDGE, images, batch)):
+        optimiser = torch.optim.AdamW(taught.parameters(), learning_rate, weight_decay=1e-2)
         seen, log, begin, each = 0, [], time.monotonic(), process.part(size)
         while seen < count:
-            _schedule(optimiser, rate, seen / count, seen / (size * 100.0))
+            _schedule(optimiser, learning_rate, seen / count, seen / (size * 100.0))
             frames, knobs, blur = (tensor.to(process.device) for tensor in _frames(sampler, each, edge, augment, rng))
             target = score_target(knobs)
             whole, places = model(frames)
@@ -456,8 +455,6 @@ def _frames(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return standardised frames (count, 1, edge, edge), where the knobs stand (count, 3), and the blur (count, 3)."""
     import torch
-
-    from mm_autofocus.estimators.deepfocus_estimator import standardised
 
     frames: list[Array] = []
     knobs: list[Array] = []
