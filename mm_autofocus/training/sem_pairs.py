@@ -64,6 +64,8 @@ class Ranges:
         Standard deviation of the probe's core, pixels.
     blank_share, empty_share
         Shares of samples with blank regions, and with nothing at all.
+    directed_share
+        Share of samples whose specimen is given a direction: fibres, bundles of axons, scales.
     """
 
     delta_px: tuple[float, float] = (1.2, 6.6)
@@ -79,6 +81,7 @@ class Ranges:
     core_px: tuple[float, float] = (0.3, 1.3)
     blank_share: float = 0.25
     empty_share: float = 0.02
+    directed_share: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,9 +293,22 @@ class PairSampler:
             spectrum *= tint
             spectrum *= np.float32(before / max(float(np.abs(spectrum[low]).sum()), 1e-9))
             spectrum[0, 0] = mean
+        if self.ranges.directed_share > 0.0 and rng.random() < self.ranges.directed_share:
+            spectrum *= _directed(shape, rng.uniform(0, math.pi), rng.uniform(-1.2, 1.6), int(rng.choice([1, 2, 4, 8])))
         if rng.random() < 0.2:  # charge that flows off while the beam scans on: a tail behind every edge
             length, share = rng.uniform(3.0, 40.0), rng.uniform(-0.4, 0.4)
             spectrum *= (1.0 + share / (1.0 + 1j * kx * length)).astype(np.complex64) / np.float32(1.0 + share)
+
+
+def _directed(shape: tuple[int, int], angle: float, gain: float, narrow: int) -> Array:
+    """Return a filter exp(gain cos^2n) of the angle between a frequency and a direction, with a mean of 1."""
+    ky, kx = _frequencies(shape)
+    along = math.cos(angle) * kx + math.sin(angle) * ky
+    lobe = np.power(along * along / (ky * ky + kx * kx + np.float32(1e-9)), narrow)
+    tint = np.exp(np.float32(gain) * lobe)
+    tint /= tint.mean()
+    tint[0, 0] = 1.0
+    return tint
 
 
 @lru_cache(maxsize=8)
