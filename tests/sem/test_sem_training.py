@@ -258,6 +258,41 @@ def test_fine_tuning_recovers_another_column(tmp_path: Path) -> None:
         recalibrate_deepfocus(pairs[:9], tmp_path / "x.json", base=tmp_path / "base.json")
 
 
+def test_specimens_are_given_a_direction() -> None:
+    rng = np.random.default_rng(5)
+    views = [(255 * rng.random((400, 400))).astype(np.uint8)]
+    plain = Ranges(astigmatism=0.0, wide_share=0.0, empty_share=0.0, blank_share=0.0)
+    spread = []
+    for share in (0.0, 1.0):
+        sampler = PairSampler(views, 7, replace(plain, directed_share=share))
+        found = []
+        for _ in range(12):
+            power = np.abs(np.fft.fft2(sampler.draw((128, 128), 1)[0].under)) ** 2
+            ky, kx = np.meshgrid(np.fft.fftfreq(128), np.fft.fftfreq(128), indexing="ij")
+            ring, angle = np.hypot(kx, ky), np.mod(np.arctan2(ky, kx), math.pi) * 8 / math.pi
+            each = [power[(ring > 0.02) & (ring < 0.1) & (angle.astype(int) == k)].mean() for k in range(8)]
+            found.append(math.log(max(each) / min(each)))
+        spread.append(float(np.median(found)))
+    assert spread[1] > spread[0] + 0.5, spread
+
+
+@pytest.mark.parametrize("turns", [0, 1, 2, 3])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_what_turning_and_swapping_a_pair_does_to_its_label(turns: int, swapped: bool) -> None:
+    from mm_autofocus.training.sem_recalibration import _symmetric
+
+    specimen = np.random.default_rng(3).random((127, 127)).astype(np.float32)
+
+    def pair(of: np.ndarray, z: float, a: float, b: float) -> np.ndarray:
+        spectrum = np.fft.rfft2(of)
+        return np.stack([np.fft.irfft2(spectrum * fast_otf(of.shape, z + d, a, b, 0.5), of.shape) for d in (-4.0, 4.0)])
+
+    label = np.array([3.0, 1.2, -2.1])
+    got, signs = _symmetric(pair(specimen, *label).astype(np.float32), turns, swapped)
+    assert np.allclose(got, pair(np.rot90(specimen, turns), *(signs * label)), atol=1e-4)
+    assert not np.allclose(got, pair(np.rot90(specimen, turns), *(signs * label * [1, -1, -1])), atol=1e-2)
+
+
 def test_aberrations_to_label() -> None:
     drawn = np.array(random_aberrations(200, 1))
     assert np.abs(drawn).max(0) == pytest.approx([20, 5, 5], rel=0.05)
