@@ -258,22 +258,18 @@ def test_fine_tuning_recovers_another_column(tmp_path: Path) -> None:
         recalibrate_deepfocus(pairs[:9], tmp_path / "x.json", base=tmp_path / "base.json")
 
 
-def test_specimens_are_given_a_direction() -> None:
-    rng = np.random.default_rng(5)
-    views = [(255 * rng.random((400, 400))).astype(np.uint8)]
-    plain = Ranges(astigmatism=0.0, wide_share=0.0, empty_share=0.0, blank_share=0.0)
-    spread = []
-    for share in (0.0, 1.0):
-        sampler = PairSampler(views, 7, replace(plain, directed_share=share))
-        found = []
-        for _ in range(12):
-            power = np.abs(np.fft.fft2(sampler.draw((128, 128), 1)[0].under)) ** 2
-            ky, kx = np.meshgrid(np.fft.fftfreq(128), np.fft.fftfreq(128), indexing="ij")
-            ring, angle = np.hypot(kx, ky), np.mod(np.arctan2(ky, kx), math.pi) * 8 / math.pi
-            each = [power[(ring > 0.02) & (ring < 0.1) & (angle.astype(int) == k)].mean() for k in range(8)]
-            found.append(math.log(max(each) / min(each)))
-        spread.append(float(np.median(found)))
-    assert spread[1] > spread[0] + 0.5, spread
+@pytest.mark.parametrize("narrow", [1, 8])
+def test_a_specimen_is_given_a_direction(narrow: int) -> None:
+    from mm_autofocus.training.sem_pairs import _directed
+
+    tint = _directed((64, 96), math.radians(90), 1.5, narrow)  # more power in vertical frequencies
+    assert tint.shape == (64, 49)
+    assert tint[0, 0] == 1.0
+    assert math.log(tint[16, 0] / tint[0, 24]) == pytest.approx(1.5, abs=0.01)
+    assert math.log(tint[16, 24] / tint[0, 24]) == pytest.approx(1.5 * 0.5**narrow, abs=0.01)
+    views = [(255 * np.random.default_rng(5).random((400, 400))).astype(np.uint8)]
+    plain, directed = (PairSampler(views, 7, Ranges(directed_share=share)) for share in (0.0, 1.0))
+    assert not np.array_equal(plain.draw((128, 128), 1)[0].under, directed.draw((128, 128), 1)[0].under)
 
 
 @pytest.mark.parametrize("turns", [0, 1, 2, 3])
