@@ -25,6 +25,16 @@ class SemModel(StrEnum):
     DEEPSCORE = "deepscore"
 
 
+class DeepFocusVariant(StrEnum):
+    """Networks of the paper, see `mm_autofocus.estimators.cards.Variant`."""
+
+    STACKED = "stacked"
+    PATCH_SCORES = "patch-scores"
+    PIXEL_SCORES = "pixel-scores"
+    EFFICIENTNET_B0 = "efficientnet-b0"
+    RESNET_50 = "resnet-50"
+
+
 class Method(StrEnum):
     """Ways to adapt to another column."""
 
@@ -69,6 +79,7 @@ def register(groups: Groups) -> None:
     def train_sem(
         out: Annotated[Path, typer.Option(help="The model's card (.json).")],
         model: Annotated[SemModel, typer.Option(help="Which model.")] = SemModel.SPECTRAL,
+        variant: Annotated[DeepFocusVariant, typer.Option(help="Of deepfocus.")] = DeepFocusVariant.STACKED,
         minutes: Annotated[float, typer.Option(help="Nominal; 0: as long as the one that comes along.", min=0)] = 0.0,
         seed: Annotated[int, typer.Option(help="Same seed, same weights.", min=0)] = 0,
         measure: Annotated[bool, typer.Option(help="Measure it on unseen specimens.")] = True,
@@ -90,7 +101,10 @@ def register(groups: Groups) -> None:
             with console.status(f"training {model.value}") as status:
                 # into a log every line, on a terminal the last one only
                 say = status.update if console.is_terminal else console.print
-                outcome = train(model.value, out, minutes=minutes, seed=seed, measure=measure, machines=used, say=say)
+                outcome = train(
+                    model.value, out, variant=variant.value, minutes=minutes, seed=seed, measure=measure,
+                    machines=used, say=say,
+                )  # fmt: skip
             if not used.process.writes:
                 return
             if as_json:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mm_autofocus.errors import SettingsError
+from mm_autofocus.estimators.cards import Variant
 from mm_autofocus.training.machines import HERE, Machines
 
 Say = Callable[[str], None]
@@ -20,6 +21,7 @@ def train(
     model: str,
     out: Path,
     *,
+    variant: Variant = "stacked",
     minutes: float = 0.0,
     seed: int = 0,
     measure: bool = True,
@@ -34,6 +36,8 @@ def train(
         "spectral", "convolutional", "deepfocus" or "deepscore".
     out
         The card (.json).
+    variant
+        Of DeepFocus: "stacked", "patch-scores", "pixel-scores", "efficientnet-b0" or "resnet-50".
     minutes
         Nominal, on one thread; 0 for those of the model that comes along.
     seed
@@ -54,10 +58,14 @@ def train(
 
     if model not in MINUTES:
         raise SettingsError(f"train sem: no model {model!r}; there are {', '.join(MINUTES)}")
+    if variant != "stacked" and model != "deepfocus":
+        raise SettingsError(f"train sem: --variant {variant} is one of DeepFocus; add --model deepfocus")
     if out.suffix != ".json":
         raise SettingsError(f"train sem: the card {out} must end in .json; the weights go beside it")
     _need_torch("train sem")
-    card = train_model(model, out, minutes=minutes, seed=seed, measure=measure, machines=machines, say=say)
+    card = train_model(
+        model, out, variant=variant, minutes=minutes, seed=seed, measure=measure, machines=machines, say=say
+    )
     return {"card": str(out), "weights": str(out.parent / card.weights), "measured": card.measured}
 
 

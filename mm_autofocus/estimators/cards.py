@@ -20,6 +20,10 @@ _SCALE = "|scale"
 Arrays = dict[str, NDArray[np.generic]]
 Model = Literal["spectral", "convolutional", "deepfocus", "deepscore", "score", "aenet", "resnet18", "acnet"]
 
+Variant = Literal["stacked", "patch-scores", "pixel-scores", "efficientnet-b0", "resnet-50"]
+"""Of DeepFocus: Table 2; the same with a score for each patch (Fig. 3a-f); the U-Net with a score for each pixel
+(Fig. 3g, h); the two common architectures that the paper compares with."""
+
 
 class SemCard(BaseModel):
     """What a model is, and what it was trained on.
@@ -60,7 +64,7 @@ def load_card(path: str | Path, model: Model) -> tuple[SemCard, Arrays]:
     Parameters
     ----------
     path
-        The card; empty for the one that comes along.
+        The card, or the name of one that comes along as ``mm-autofocus models`` lists it; empty for the default.
     model
         What it must be.
 
@@ -73,6 +77,8 @@ def load_card(path: str | Path, model: Model) -> tuple[SemCard, Arrays]:
     from safetensors.numpy import load_file
 
     where = Path(path) if str(path) else WEIGHTS / f"sem_{model}.json"
+    if str(where) == where.name and not where.suffix and not where.exists():  # a name
+        where = WEIGHTS / f"{where.name}.json"
     try:
         card = SemCard.model_validate_json(where.read_text(encoding="utf-8"))
     except OSError as error:

@@ -6,6 +6,7 @@ convergence angle nor calibration, so that another instrument makes it fail unti
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +16,14 @@ from numpy.typing import NDArray
 
 from mm_autofocus.errors import HardwareError
 from mm_autofocus.estimators.aberration import Aberration, ColumnCalibration, PairEstimate, PatchEstimate
-from mm_autofocus.estimators.cards import SemCard, load_card
+from mm_autofocus.estimators.cards import SemCard, Variant, load_card
 from mm_autofocus.estimators.frames import check_frame, saturated_share
 from mm_autofocus.estimators.patches import random_corners
 from mm_autofocus.estimators.registration import block_mean
 from mm_autofocus.strategy import Image
 
 if TYPE_CHECKING:
-    from mm_autofocus.networks.deepfocus import DeepFocus
+    from mm_autofocus.networks.deepfocus_variants import Net
 
 PATCHES = 5
 _WIDEN = 1.5
@@ -36,9 +37,10 @@ class DeepFocusEstimator:
     Attributes
     ----------
     card
-        What the network is; ``parameters`` holds ``edge``, ``scores``, ``scales`` (what the outputs are multiplied
-        with, µm and a.u.), ``errors`` (mean absolute ones on held-out pairs), ``binning`` (pixels of the frame averaged
-        along each axis first) and ``standardised`` (see `standardised`).
+        What the network is; ``parameters`` holds ``variant`` (see `mm_autofocus.estimators.cards.Variant`; Table 2
+        where there is none), ``edge``, ``scales`` (what the outputs are multiplied with, µm and a.u.), ``errors`` (mean
+        absolute ones on held-out pairs), ``binning`` (pixels of the frame averaged along each axis first) and
+        ``standardised`` (see `standardised`).
     net
         The network, in evaluation mode.
     patches
@@ -48,7 +50,7 @@ class DeepFocusEstimator:
     """
 
     card: SemCard
-    net: DeepFocus
+    net: Net
     patches: int = PATCHES
     seed: int = 0
 
@@ -63,10 +65,10 @@ class DeepFocusEstimator:
         """
         import torch
 
-        from mm_autofocus.networks.deepfocus import DeepFocus
+        from mm_autofocus.networks.deepfocus_variants import make_variant
 
         card, arrays = load_card(card_path, "deepfocus")
-        net = DeepFocus(card.parameters["edge"], card.parameters.get("scores", False))
+        net = make_variant(variant_of(card), card.parameters["edge"])
         net.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
         return cls(card, net.eval(), patches, seed)
 
@@ -82,26 +84,25 @@ class DeepFocusEstimator:
 
         Step, pixel size and calibration are those of the training (the card says which), whatever is given.
         """
-        edge = self.net.edge * self.binning
+        edge = self.card.parameters["edge"] * self.binning
         if under.shape != over.shape:
             raise HardwareError(f"pair of frames: shapes {under.shape} and {over.shape} differ; take both alike")
         for frame in (under, over):
             check_frame(frame, edge)
         corners = random_corners(under.shape, edge, self.patches, self.seed)
         corrections, weights = self._read(under, over, corners, edge)
-        mean = weights @ corrections
+        each = (weights[..., None] * corrections).sum(1) / weights.sum(1)[:, None]  # of the patches
+        say = weights.sum(1)
+        mean = say @ each
         signal = _contrast(under, over)
         if signal > 0.0:
-            spread = np.sqrt(weights @ (corrections - mean) ** 2)
+            spread = np.sqrt(say @ (each - mean) ** 2)
             errors = np.array(self.card.parameters.get("errors", (2.6, 0.45, 0.45)))
             sigma = Aberration(*(float(s) for s in np.hypot(_WIDEN * spread, 1.25 * errors)))
         else:
             sigma = Aberration(float("inf"), float("inf"), float("inf"))
-        patches = tuple(
-            PatchEstimate(int(x), int(y), edge, -Aberration(*(float(v) for v in c)), float(w))
-            for (x, y), c, w in zip(corners, corrections, weights, strict=True)
-        )
         details = {"saturated": round(max(saturated_share(under), saturated_share(over)), 4)}
+        patches = tuple(_patches(corners, edge, corrections, weights))
         return PairEstimate(-Aberration(*(float(v) for v in mean)), sigma, patches, signal, details=details)
 
     @property
@@ -112,19 +113,67 @@ class DeepFocusEstimator:
     def _read(
         self, under: Image, over: Image, corners: NDArray[np.intp], edge: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return corrections (patches, 3) in µm and a.u., and their weights (patches,)."""
+        """Return corrections (patches, places, 3) in µm and a.u., and their weights (patches, places), sum 1.
+
+        A patch is one place, but for a network that scores pixels: its places are cells, `_CELLS` along each edge.
+        """
         import torch
+
+        from mm_autofocus.networks.deepfocus_variants import predictions
 
         as_trained = self.card.parameters.get("standardised", False)
         cut = [patch_pair(under, over, (int(x), int(y)), edge, self.binning) for x, y in corners]
         pairs = np.stack([standardised(pair) if as_trained else pair for pair in cut])
         with torch.inference_mode():
-            out = self.net(torch.from_numpy(pairs)).double().numpy()
-        weights = np.full(len(corners), 1.0 / len(corners))
-        if self.net.scores:
-            weights = np.exp(out[:, 3] - out[:, 3].max())
+            told = predictions(self.net, self.net(torch.from_numpy(pairs))).double().numpy()
+        weights = np.full(told.shape[:2], 1.0 / told[..., 0].size)
+        variant = variant_of(self.card)
+        if variant == "patch-scores":  # the softmax runs over the patches
+            weights = np.exp(told[..., 3] - told[..., 3].max())
             weights /= weights.sum()
-        return out[:, :3] * np.array(self.card.parameters.get("scales", (1.0, 1.0, 1.0))), weights
+        elif variant == "pixel-scores":  # over the pixels of each patch; of the patches the mean is taken
+            weights = np.exp(told[..., 3] - told[..., 3].max(1, keepdims=True))
+            weights /= weights.sum(1, keepdims=True) * len(told)
+            return _cells(told[..., :3] * self._scales, weights, pairs.shape[-1])
+        return told[..., :3] * self._scales, weights
+
+    @property
+    def _scales(self) -> NDArray[np.float64]:
+        return np.array(self.card.parameters.get("scales", (1.0, 1.0, 1.0)))
+
+
+def variant_of(card: SemCard) -> Variant:
+    """Return which of the paper's networks a card is of; Table 2 where it does not say."""
+    named: Variant = card.parameters.get("variant", "patch-scores" if card.parameters.get("scores") else "stacked")
+    return named
+
+
+_CELLS = 4
+"""Along each edge of a patch; a report that draws all pixels' scores would be of that many rectangles."""
+
+
+def _cells(
+    corrections: NDArray[np.float64], weights: NDArray[np.float64], edge: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return corrections (patches, pixels, 3) and weights (patches, pixels) summed up over cells of each patch."""
+    n, size = len(weights), edge // _CELLS
+    shape = (n, _CELLS, size, _CELLS, size)
+    each = weights.reshape(shape).sum((2, 4)).reshape(n, -1)
+    sums = (weights[..., None] * corrections).reshape(*shape, 3).sum((2, 4)).reshape(n, -1, 3)
+    return sums / np.maximum(each, 1e-12)[..., None], each
+
+
+def _patches(
+    corners: NDArray[np.intp], edge: int, corrections: NDArray[np.float64], weights: NDArray[np.float64]
+) -> Iterator[PatchEstimate]:
+    """Yield what each place says, for reports."""
+    across = round(weights.shape[1] ** 0.5)
+    size = edge // across
+    for (x, y), of_patch, shares in zip(corners, corrections, weights, strict=True):
+        for i, (correction, share) in enumerate(zip(of_patch, shares, strict=True)):
+            row, column = divmod(i, across)
+            at = int(x) + column * size, int(y) + row * size
+            yield PatchEstimate(*at, size, -Aberration(*(float(v) for v in correction)), float(share))
 
 
 def rescaled(patch: Image) -> NDArray[np.float32]:

@@ -60,7 +60,7 @@ class DeepFocus(nn.Module):
             nn.Linear(narrow, CORRECTIONS + int(scores)),
         )  # fmt: skip
 
-    def features(self, x: torch.Tensor) -> torch.Tensor:
+    def encoded(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the fully connected layers receive, shape (batch, LINEAR[edge][0]); ``x`` as in `forward`."""
         if self.volumetric:
             y: torch.Tensor = self.convolutions(x.unsqueeze(1))
@@ -83,7 +83,11 @@ class DeepFocus(nn.Module):
         torch.Tensor
             Shape (batch, 3), or (batch, 4) with scores.
         """
-        y: torch.Tensor = self.linear(self.features(x))
+        return self.decoded(self.encoded(x))
+
+    def decoded(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what `forward` does, of the features of `encoded`."""
+        y: torch.Tensor = self.linear(features)
         return y
 
     def last_layers(self) -> list[nn.Module]:

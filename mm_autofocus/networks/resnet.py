@@ -125,16 +125,24 @@ class PairOf(nn.Module):
 
     def __init__(self, encoder: nn.Module, features: int, hidden: int, channels: int = 3) -> None:
         super().__init__()
-        self.encoder, self.channels = encoder, channels
+        self.encoder, self.features, self.channels = encoder, features, channels
         self.head = nn.Sequential(
             nn.Conv2d(2 * features, hidden, 1), nn.ReLU(inplace=True), nn.Conv2d(hidden, 4, 1), nn.Flatten(1)
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return three corrections and a score, shape (batch, 4); ``x`` of shape (batch, 2, height, width)."""
+        return self.decoded(self.encoded(x))
+
+    def encoded(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the features of either image, shape (batch * 2, features)."""
         batch, images, height, width = x.shape
-        grey = x.reshape(batch * images, 1, height, width).expand(-1, self.channels, -1, -1)
-        y: torch.Tensor = self.head(self.encoder(grey).reshape(batch, -1, 1, 1))
+        y: torch.Tensor = self.encoder(x.reshape(batch * images, 1, height, width).expand(-1, self.channels, -1, -1))
+        return y
+
+    def decoded(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what `forward` does, of the features of `encoded`."""
+        y: torch.Tensor = self.head(features.reshape(len(features) // 2, -1, 1, 1))
         return y
 
 

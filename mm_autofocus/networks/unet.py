@@ -62,6 +62,10 @@ class PixelScoreUNet(nn.Module):
         torch.Tensor
             Shape (batch, 4, height, width).
         """
+        return self.decoded(self.encoded(x))
+
+    def encoded(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the features of every pixel of either image, shape (batch * 2, 32, height, width)."""
         batch, images, height, width = x.shape
         y = x.reshape(batch * images, 1, height, width)
         beside: list[torch.Tensor] = []
@@ -71,7 +75,12 @@ class PixelScoreUNet(nn.Module):
         beside.pop()
         for block in self.up:
             y = block(y, beside.pop())
-        out: torch.Tensor = self.head(y.reshape(batch, images * START_FILTERS, height, width))
+        return y
+
+    def decoded(self, features: torch.Tensor) -> torch.Tensor:
+        """Return what `forward` does, of the features of `encoded`."""
+        count, channels, height, width = features.shape
+        out: torch.Tensor = self.head(features.reshape(count // 2, 2 * channels, height, width))
         return out
 
 

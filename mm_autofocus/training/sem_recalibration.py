@@ -377,6 +377,7 @@ def recalibrate_deepfocus(
     """
     import torch
 
+    from mm_autofocus.estimators.deepfocus_estimator import variant_of
     from mm_autofocus.networks.deepfocus import DeepFocus
 
     if len(pairs) < 10:
@@ -385,8 +386,11 @@ def recalibrate_deepfocus(
     torch.manual_seed(seed)
     begin = time.monotonic()
     card, arrays = load_card(base, "deepfocus")
-    if card.parameters.get("scores"):
-        raise FocusError("recalibration: a network with patch scores is not supported; begin with one without")
+    if variant_of(card) != "stacked":
+        raise FocusError(
+            f"recalibration: the base is DeepFocus with {variant_of(card)}; only the network of Table 2 is supported, "
+            "begin with that"
+        )
     net = DeepFocus(card.parameters["edge"])
     net.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
     net.eval()
@@ -445,7 +449,7 @@ def _frozen_features(
 
     from mm_autofocus.estimators.deepfocus_estimator import patch_pair, standardised
     from mm_autofocus.estimators.frames import check_frame
-    from mm_autofocus.training.sem_convolutional import Augmentation
+    from mm_autofocus.training.sem_augmentation import Augmentation
 
     rng = np.random.default_rng([0xF0, seed])
     augment = Augmentation(probability=0.4, noise=0.1, gamma=0.15, contrast=0.15, brightness=0.1)
@@ -464,7 +468,7 @@ def _frozen_features(
             patches.append(standardised(both) if as_trained else both)
             target.append(-signs * pair.knobs.vector() / scales)
         with torch.inference_mode():
-            features.append(net.features(torch.from_numpy(np.stack(patches))))
+            features.append(net.encoded(torch.from_numpy(np.stack(patches))))
         of_pair += [i] * _PATCHES_OF_A_PAIR
     return torch.cat(features).clone(), torch.tensor(np.array(target), dtype=torch.float32), np.array(of_pair)
 

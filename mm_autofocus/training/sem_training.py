@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mm_autofocus.estimators.cards import Arrays, Model, SemCard, save_card
+from mm_autofocus.estimators.cards import Arrays, Model, SemCard, Variant, save_card
 from mm_autofocus.training.machines import HERE, Machines
 from mm_autofocus.training.sem_evaluation import Conditions, evaluate, score_order
 from mm_autofocus.training.sem_pairs import (
@@ -35,6 +36,12 @@ MINUTES: dict[Model, float] = {"spectral": 30.0, "convolutional": 24.0, "deepfoc
 
 _SPECTRAL_CHUNK, _SPECTRAL_MINUTES, _SPECTRAL_EPOCHS = 5000, 6.0, 16
 _PAIRS_PER_MINUTE: dict[Model, float] = {"convolutional": 1500.0, "deepfocus": 3600.0, "deepscore": 190.0}
+_VARIANT_PAIRS_PER_MINUTE: dict[Variant, float] = {
+    "stacked": _PAIRS_PER_MINUTE["deepfocus"], "patch-scores": 1000.0, "pixel-scores": 300.0,
+    "efficientnet-b0": 700.0, "resnet-50": 350.0,
+}  # fmt: skip
+VARIANT_MINUTES = 25.0
+"""What the variants of DeepFocus that come along were trained for."""
 _CROPS_PER_MINUTE = 1400.0
 """Simulated and learnt from in a minute of one undisturbed thread."""
 _VIEWS = 12
@@ -55,6 +62,7 @@ def train_model(
     model: Model,
     out: Path,
     *,
+    variant: Variant = "stacked",
     minutes: float = 0.0,
     seed: int = 0,
     measure: bool = True,
@@ -73,6 +81,8 @@ def train_model(
         Which.
     out
         The card (.json); the weights go beside it.
+    variant
+        Of DeepFocus; the other models have none.
     minutes
         Nominal; 0 for those of the model that comes along.
     seed
@@ -93,18 +103,22 @@ def train_model(
     process = machines.process
     say = process.told(say)
     begin = time.monotonic()
-    spent = minutes or MINUTES[model]
+    spent = minutes or (MINUTES[model] if variant == "stacked" else VARIANT_MINUTES)
     if views is None:
         say(f"rendering {_VIEWS * len(TRAINING_KINDS)} views of training specimens")
         views = render_views(TRAINING_KINDS, _VIEWS, TRAINING_SEED, machines=machines)
-    trainer = {"spectral": _spectral, "convolutional": _convolutional, "deepfocus": _deepfocus, "deepscore": _deepscore}
+    trainer: dict[Model, Callable[[Views, float, int, Machines, Say], Trained]] = {
+        "spectral": _spectral, "convolutional": _convolutional, "deepfocus": partial(_deepfocus, variant=variant),
+        "deepscore": _deepscore,
+    }  # fmt: skip
     arrays, parameters, trained_on = trainer[model](views, spent, seed, machines, say)
+    which = "" if variant == "stacked" else f" --variant {variant}"
     seconds = time.monotonic() - begin
     card = SemCard(
-        model=model, what=_WHAT[model], weights=f"{out.stem}.safetensors",
+        model=model, what=_VARIANT[variant] if which else _WHAT[model], weights=f"{out.stem}.safetensors",
         precision="float32" if model == "spectral" else "float16", parameters=parameters,
         trained_on=f"{trained_on}; specimens {', '.join(TRAINING_KINDS)}, seeds from {TRAINING_SEED}",
-        command=process.command(f"train sem --model {model} --out {out.name} --minutes {spent:g} --seed {seed}"),
+        command=process.command(f"train sem --model {model}{which} --out {out.name} --minutes {spent:g} --seed {seed}"),
         measured={"training_seconds": round(seconds), "threads": 1, **process.about()},
     )  # fmt: skip
     if not process.writes:
@@ -191,6 +205,13 @@ def _load(path: Path, model: Model) -> Any:
     return loaders[model].load(path)  # type: ignore[attr-defined]
 
 
+_VARIANT: dict[Variant, str] = {
+    "patch-scores": "DeepFocus with patch scores (figure 3a-f), 128 x 128 of frames binned 4 x 4",
+    "pixel-scores": "DeepFocus with pixel scores, a U-Net (figure 3g, h), 128 x 128 of frames binned 4 x 4",
+    "efficientnet-b0": "EfficientNet-B0 on pairs (the paper's comparison), 128 x 128 of frames binned 4 x 4",
+    "resnet-50": "ResNet-50 on pairs (the paper's comparison), 128 x 128 of frames binned 4 x 4",
+}
+
 Trained = tuple[Arrays, dict[str, Any], str]
 
 
@@ -216,14 +237,16 @@ def _convolutional(views: Views, minutes: float, seed: int, machines: Machines, 
     return _arrays(net), {}, f"{pairs} simulated pairs of 256 x 256, each seen once"
 
 
-def _deepfocus(views: Views, minutes: float, seed: int, machines: Machines, say: Say) -> Trained:
-    from mm_autofocus.training.sem_convolutional import SCALES, fit_deepfocus
+def _deepfocus(views: Views, minutes: float, seed: int, machines: Machines, say: Say, *, variant: Variant) -> Trained:
+    from mm_autofocus.training.sem_deepfocus import SCALES, fit_deepfocus
 
-    pairs = round(_PAIRS_PER_MINUTE["deepfocus"] * minutes)
+    pairs = round(_VARIANT_PAIRS_PER_MINUTE[variant] * minutes)
     process = machines.process
     sampler = PairSampler(views, process.seed(10 * seed + 6))
-    net = fit_deepfocus(sampler, pairs=pairs, edge=128, binning=4, seed=seed, process=process, say=say)
-    parameters = {"edge": 128, "binning": 4, "standardised": True, "scores": False, "scales": list(SCALES),
+    net = fit_deepfocus(
+        sampler, pairs=pairs, edge=128, binning=4, variant=variant, seed=seed, process=process, say=say
+    )
+    parameters = {"variant": variant, "edge": 128, "binning": 4, "standardised": True, "scales": list(SCALES),
                   "step_um": 10.0, "pixel_um": 0.01,
                   "convergence_mrad": 8.7, "stigmator_um": 6.0, "stigmator_rotation_deg": 3.0}  # fmt: skip
     trained_on = f"{pairs} simulated pairs, 512 x 512 as 128 x 128, each seen once, ±5 µm at 8.7 mrad, 10 nm (setup A)"
@@ -231,7 +254,7 @@ def _deepfocus(views: Views, minutes: float, seed: int, machines: Machines, say:
 
 
 def _deepscore(views: Views, minutes: float, seed: int, machines: Machines, say: Say) -> Trained:
-    from mm_autofocus.training.sem_convolutional import CROP, SCORE_SCALES, fit_deepscore
+    from mm_autofocus.training.sem_deepscore import CROP, SCORE_SCALES, fit_deepscore
 
     images = round(_PAIRS_PER_MINUTE["deepscore"] * minutes)
     process = machines.process

@@ -132,7 +132,7 @@ def test_quarter_turns_are_those_of_the_blur(views) -> None:
     """A turned picture of a blurred point is the picture of the turned blur."""
     from scipy import fft
 
-    from mm_autofocus.training.sem_convolutional import turn_pair
+    from mm_autofocus.training.sem_augmentation import turn_pair
 
     def spot(z: float, a: float, b: float) -> np.ndarray:
         return fft.fftshift(fft.irfft2(fast_otf((65, 65), z, a, b, 0.8), (65, 65)))
@@ -146,7 +146,7 @@ def test_quarter_turns_are_those_of_the_blur(views) -> None:
 
 
 def test_augmentations_are_the_paper_s() -> None:
-    from mm_autofocus.training.sem_convolutional import Augmentation
+    from mm_autofocus.training.sem_augmentation import Augmentation
 
     rng = np.random.default_rng(0)
     pair = np.zeros((2, 64, 64), np.float32)
@@ -158,7 +158,9 @@ def test_augmentations_are_the_paper_s() -> None:
 
 
 def test_convolutional_trainings_run_and_repeat(views) -> None:
-    from mm_autofocus.training.sem_convolutional import fit_deepfocus, fit_deepscore, fit_pair_net
+    from mm_autofocus.training.sem_convolutional import fit_pair_net
+    from mm_autofocus.training.sem_deepfocus import fit_deepfocus
+    from mm_autofocus.training.sem_deepscore import fit_deepscore
 
     for fit, arguments in (
         (fit_pair_net, {"pairs": 6, "edge": 96, "batch": 3}),

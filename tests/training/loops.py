@@ -50,13 +50,13 @@ def pair_net(**given: Any) -> Arrays:
 
 
 def deepfocus(**given: Any) -> Arrays:
-    from mm_autofocus.training.sem_convolutional import fit_deepfocus
+    from mm_autofocus.training.sem_deepfocus import fit_deepfocus
 
     return of_net(fit_deepfocus(sampler(given), pairs=8, edge=128, batch=4, seed=3, **given))
 
 
 def deepscore(**given: Any) -> Arrays:
-    from mm_autofocus.training.sem_convolutional import fit_deepscore
+    from mm_autofocus.training.sem_deepscore import fit_deepscore
 
     return of_net(fit_deepscore(sampler(given), images=8, batch=8, seed=3, **given))
 
