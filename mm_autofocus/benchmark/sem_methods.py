@@ -213,7 +213,8 @@ def _ours(key: str, name: str, estimator: PairEstimator) -> Method:
 def _deepfocus(key: str, name: str, quick: bool) -> Method:
     from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator
 
-    return Method(key, name, DeepFocusEstimator.load(patches=2 if quick else 5))
+    few = 2 if quick or key == "deepfocus_pixel_scores" else 5
+    return Method(key, name, DeepFocusEstimator.load(f"sem_{key}", patches=few))
 
 
 def _mapfost(key: str, name: str, quick: bool) -> Method:
@@ -227,10 +228,15 @@ _MAKERS: dict[str, tuple[str, Callable[[str, str, bool], Method]]] = {
     "spectral": ("ours, spectral", _spectral),
     "convolutional": ("ours, convolutional", _convolutional),
     "deepfocus": ("StackedConv (DeepFocus)", _deepfocus),
+    "deepfocus_patch_scores": ("DeepFocus, patch scores", _deepfocus),
+    "deepfocus_pixel_scores": ("DeepFocus, pixel scores", _deepfocus),
+    "deepfocus_efficientnet": ("EfficientNet-B0 on pairs", _deepfocus),
     "mapfost": ("MAPFoSt", _mapfost),
     "mapfost_off": ("MAPFoSt, angle 20 % off", _mapfost),
 }
 OURS = ("spectral", "convolutional")
+VARIANTS = ("deepfocus_patch_scores", "deepfocus_pixel_scores", "deepfocus_efficientnet")
+"""Of the paper's network."""
 
 
 def names() -> dict[str, str]:
@@ -238,8 +244,12 @@ def names() -> dict[str, str]:
     return {key: name for key, (name, _) in _MAKERS.items()}
 
 
-def deepscore_loop(column: Column, calibration: ColumnCalibration, images: int = 45) -> Trajectory:
+def deepscore_loop(
+    column: Column, calibration: ColumnCalibration, images: int = 45, patches: int = 10
+) -> Trajectory:
     """Run DeepScore with Nelder and Mead's search; the threshold comes from a frame that is in focus at this place.
+
+    The paper looks at 10 patches of each frame.
 
     Raises
     ------
@@ -248,7 +258,7 @@ def deepscore_loop(column: Column, calibration: ColumnCalibration, images: int =
     """
     from mm_autofocus.strategies.deepscore import DeepScore, DeepScoreSettings
 
-    settings = DeepScoreSettings(convergence_mrad=calibration.convergence_mrad, patches=3)
+    settings = DeepScoreSettings(convergence_mrad=calibration.convergence_mrad, patches=patches)
     start = column.truth()
     column.detune(Aberration(0.0))  # somebody has focused here once by hand (paper, Recalibration procedure)
     strategy = DeepScore(settings)

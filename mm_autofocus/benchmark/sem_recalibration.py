@@ -42,6 +42,8 @@ LABEL_SD = np.array([0.3, 0.1, 0.1])
 ROUGHLY = np.array([6.0, 1.5, 1.5])
 """How far from focus DeepScore begins at each place, half ranges, µm and a.u."""
 LABEL_IMAGES = 75
+PATCHES = 10
+"""Patches of a pair that DeepFocus reads in this figure, as in the paper's."""
 OF_A_PLACE = 10
 """Aberrations at each place."""
 
@@ -78,8 +80,9 @@ def measure_recalibration(
         note = f"calibrated from {2 * len(STEPS)} frames at one place"
         loops("ours, calibrated", lambda c: ours.loop(c, fitted, iterations), note)
     if "deepfocus" in methods:
-        network = methods["deepfocus"].estimator
-        assert network is not None
+        from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator
+
+        network = DeepFocusEstimator.load(patches=PATCHES)
         loops("StackedConv, trained on setup A", lambda c: pair_loop(c, network, on_a, iterations), "as it comes")
         for who, label in (("an expert", _by_hand), ("DeepScore", _by_deepscore)) if labelled_pairs else ():
             try:
@@ -144,4 +147,4 @@ def _fine_tuned(count: int, label: Label, say: Callable[[str], None]) -> tuple[P
     with tempfile.TemporaryDirectory() as folder:
         card = Path(folder) / "tuned.json"
         recalibrate_deepfocus(pairs, card, say=say)
-        return DeepFocusEstimator.load(card), np.array(errors)
+        return DeepFocusEstimator.load(card, patches=PATCHES), np.array(errors)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from mm_autofocus.benchmark.runner import BenchRun, Measure, Progress, Record, key_of, run_units
 from mm_autofocus.benchmark.sem_cases import NARROW, WIDE, Conditions, cases, location_cases
-from mm_autofocus.benchmark.sem_methods import OURS, names
+from mm_autofocus.benchmark.sem_methods import OURS, VARIANTS, names
 from mm_autofocus.benchmark.sem_scoring import duel, interval, loop_row, rounded, share, table_of, within
 from mm_autofocus.benchmark.sem_units import ALL, SCORE, Part, SemCase, SemMethod, loaded, measure_sem, sem_method
 from mm_autofocus.benchmark.sem_units import trajectory as trajectory_of
@@ -81,7 +81,9 @@ class Size:
 
 
 LOOPS: dict[str, tuple[Conditions, tuple[float, float], tuple[str, ...]]] = {
-    "20 e-/px": (Conditions(20.0), WIDE, ("spectral", "convolutional", "deepfocus", "mapfost", "mapfost_off")),
+    "20 e-/px": (
+        Conditions(20.0), WIDE, ("spectral", "convolutional", "deepfocus", *VARIANTS, "mapfost", "mapfost_off"),
+    ),
     "5 e-/px": (Conditions(5.0), WIDE, ("spectral", "convolutional", "deepfocus", "mapfost")),
     "20 e-/px, believed angle x0.8": (
         Conditions(20.0, angle=1 / 0.8), WIDE, ("spectral", "convolutional", "deepfocus", "mapfost"),
@@ -214,12 +216,13 @@ class Bench:
     def _figures(self) -> Iterator[SemMethod]:
         """Yield the methods that take part in the paper's figures."""
         for key, method in self.methods.items():
-            if key in OURS or (key != "mapfost_off" and not self.size.quickly):
+            if key in OURS or (key not in ("mapfost_off", *VARIANTS) and not self.size.quickly):
                 yield method
 
     def _vessel(self) -> Iterator[Unit]:
         """Figure 3: an image of which a good part is the empty resin of a blood vessel."""
-        for method in self._figures():
+        variants = [] if self.size.quickly else [m for key, m in self.methods.items() if key in VARIANTS]
+        for method in (*self._figures(), *variants):
             for i, start in enumerate(self.vessel_starts()):
                 yield self._loop("vessel", "blood vessel", i, start, Conditions(84.0)), method
 

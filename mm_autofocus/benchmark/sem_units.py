@@ -151,11 +151,12 @@ def _measure_loop(case: SemCase, method: SemMethod) -> Outcome:
     return loop_outcome(run, column, case.conditions, patches=case.part == "vessel")
 
 
-def _measure_score(case: SemCase, method: SemMethod) -> Outcome:  # noqa: ARG001
+def _measure_score(case: SemCase, method: SemMethod) -> Outcome:
     assert case.start is not None
     assert case.conditions is not None
     column = sem_cases.open_column(case.start, case.conditions)
-    return loop_outcome(deepscore_loop(column, case.conditions.calibration()), column, case.conditions)
+    run = deepscore_loop(column, case.conditions.calibration(), patches=3 if method.quick else 10)
+    return loop_outcome(run, column, case.conditions)
 
 
 def loop_outcome(run: Trajectory, column: Column, conditions: Conditions, *, patches: bool = False) -> Outcome:

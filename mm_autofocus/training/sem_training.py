@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,7 +116,7 @@ def train_model(
     seconds = time.monotonic() - begin
     card = SemCard(
         model=model, what=_VARIANT[variant] if which else _WHAT[model], weights=f"{out.stem}.safetensors",
-        precision="float32" if model == "spectral" else "float16", parameters=parameters,
+        precision=_precision(model, variant), parameters=parameters,
         trained_on=f"{trained_on}; specimens {', '.join(TRAINING_KINDS)}, seeds from {TRAINING_SEED}",
         command=process.command(f"train sem --model {model}{which} --out {out.name} --minutes {spent:g} --seed {seed}"),
         measured={"training_seconds": round(seconds), "threads": 1, **process.about()},
@@ -127,6 +127,12 @@ def train_model(
     if measure:
         card = measure_card(out, say=say)
     return card
+
+
+def _precision(model: Model, variant: Variant) -> Literal["float32", "float16", "int8"]:
+    if model == "spectral":
+        return "float32"
+    return "int8" if variant in ("efficientnet-b0", "resnet-50") else "float16"  # millions of parameters
 
 
 def measure_card(path: Path, *, pairs: int = 64, say: Say = print) -> SemCard:
