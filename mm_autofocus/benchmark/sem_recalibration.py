@@ -28,13 +28,9 @@ from mm_autofocus.estimators.aberration import Aberration, ColumnCalibration, Pa
 from mm_autofocus.simulation.electron_probe import ProbeFamily
 from mm_autofocus.simulation.sem_column import SETUP_B, Column
 from mm_autofocus.simulation.sem_specimen import SpecimenKind
-from mm_autofocus.training.sem_recalibration import (
-    STEPS,
-    KnownPair,
-    fit_calibration,
-    random_aberrations,
-    recalibrate_deepfocus,
-)
+from mm_autofocus.training.known_pairs import KnownPair, random_aberrations
+from mm_autofocus.training.sem_calibration import STEPS, fit_calibration
+from mm_autofocus.training.sem_recalibration import recalibrate_deepfocus
 
 ON_B = Conditions(SETUP_B.electrons_per_pixel, setup=SETUP_B)
 LABEL_SD = np.array([0.3, 0.1, 0.1])

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from mm_autofocus.microscope.microscope import Microscope
     from mm_autofocus.settings import Settings
     from mm_autofocus.strategies.phase_diversity import PhaseDiversitySettings
-    from mm_autofocus.training.sem_recalibration import CalibrationFit, KnownPair
+    from mm_autofocus.training.known_pairs import KnownPair
+    from mm_autofocus.training.sem_calibration import CalibrationFit
 
 Say = Callable[[str], None]
 Tick = Callable[[int, int], None]
@@ -162,7 +163,8 @@ def _calibrate(
     from mm_autofocus.estimators.spectral import SpectralEstimator
     from mm_autofocus.microscope.microscope import Microscope
     from mm_autofocus.strategies.phase_diversity import PhaseDiversity, PhaseDiversitySettings
-    from mm_autofocus.training.sem_recalibration import calibration_steps, measure_calibration, taken_pairs
+    from mm_autofocus.training.known_pairs import taken_pairs
+    from mm_autofocus.training.sem_calibration import calibration_steps, measure_calibration
 
     known = PhaseDiversitySettings.model_validate(dict(settings.strategies.get("phase-diversity", {})))
     estimator = SpectralEstimator.load(base or known.model)
@@ -239,7 +241,7 @@ def _labelled(
     """Return pairs labelled by DeepScore and the simplex, on a grid around the present place, and what was left out."""
     from mm_autofocus.autofocus import Autofocus
     from mm_autofocus.settings import Settings
-    from mm_autofocus.training.sem_recalibration import check_room, random_aberrations, take_pairs
+    from mm_autofocus.training.known_pairs import check_room, random_aberrations, take_pairs
 
     stay = dict.fromkeys(("no_signal", "at_limit", "low_confidence", "timed_out", "failed"), ("stay",))
     data = settings.model_dump(exclude_unset=True) | {

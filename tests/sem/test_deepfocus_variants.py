@@ -15,8 +15,9 @@ from mm_autofocus.estimators import Aberration, ColumnCalibration
 from mm_autofocus.estimators.cards import Arrays, SemCard, load_card, save_card
 from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator, patch_pair, variant_of
 from mm_autofocus.estimators.patches import random_corners
+from mm_autofocus.training.known_pairs import KnownPair
 from mm_autofocus.training.sem_pairs import PairSampler
-from mm_autofocus.training.sem_recalibration import KnownPair, recalibrate_deepfocus
+from mm_autofocus.training.sem_recalibration import recalibrate_deepfocus
 
 torch = pytest.importorskip("torch")
 

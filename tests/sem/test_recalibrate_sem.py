@@ -19,7 +19,8 @@ from mm_autofocus.errors import FocusError
 from mm_autofocus.estimators.aberration import Aberration, ColumnCalibration, PairEstimate
 from mm_autofocus.estimators.spectral import SpectralEstimator
 from mm_autofocus.simulation.sem_column import Column
-from mm_autofocus.training.sem_recalibration import STEPS, KnownPair, measure_calibration
+from mm_autofocus.training.known_pairs import KnownPair
+from mm_autofocus.training.sem_calibration import STEPS, measure_calibration
 from mm_autofocus_devices.sem.server import SemServer
 from sem_rig import configuration, knobs, load, make_column
 

@@ -20,6 +20,8 @@ from mm_autofocus.errors import FocusError, SettingsError
 from mm_autofocus.estimators.aberration import Aberration, ColumnCalibration, PairEstimate
 from mm_autofocus.simulation.electron_probe import Probe, otf
 from mm_autofocus.simulation.sem_specimen import SpecimenKind
+from mm_autofocus.training.known_pairs import KnownPair, random_aberrations
+from mm_autofocus.training.sem_calibration import STEPS, fit_calibration
 from mm_autofocus.training.sem_evaluation import Conditions, evaluate, score_order, simulate_pair
 from mm_autofocus.training.sem_pairs import (
     TEST_KINDS,
@@ -29,7 +31,6 @@ from mm_autofocus.training.sem_pairs import (
     fast_otf,
     render_views,
 )
-from mm_autofocus.training.sem_recalibration import STEPS, KnownPair, fit_calibration, random_aberrations
 
 torch = pytest.importorskip("torch")
 
