@@ -98,7 +98,7 @@ def fit_deepfocus(
     while seen < pairs:
         spent = seen / pairs
         sampler.ranges = setup_a_ranges(spent < curriculum, binning)
-        schedule(optimiser, learning_rate, spent, seen / (batch // patches * 100.0))
+        schedule(optimiser, learning_rate, spent, seen / (max(1, batch // patches) * 100.0))
         drawn = _deepfocus_batch(sampler, each, edge, patches, augment, rng)
         images, target, blur = (tensor.to(process.device) for tensor in drawn)
         outputs, seen_blur = model(images)

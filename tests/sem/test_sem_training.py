@@ -166,7 +166,7 @@ def test_convolutional_trainings_run_and_repeat(views) -> None:
     for fit, arguments in (
         (fit_pair_net, {"pairs": 6, "edge": 96, "batch": 3}),
         (fit_deepfocus, {"pairs": 2, "edge": 128, "batch": 2}),
-        (fit_deepfocus, {"pairs": 2, "edge": 128, "batch": 2, "scores": True}),
+        (fit_deepfocus, {"pairs": 2, "edge": 128, "batch": 2, "variant": "patch-scores"}),
         (fit_deepscore, {"images": 4, "batch": 4}),
     ):
         one, two = (fit(PairSampler(views, 0), **arguments) for _ in range(2))  # type: ignore[operator]
