@@ -66,6 +66,11 @@ class ColumnKnobs:
         What to image with; None for the microscope's own.
     pixel_um
         Pixel size to believe in place of the microscope's; None for the microscope's.
+
+    Raises
+    ------
+    StrategyError
+        When only one stigmator is a knob, or the limits leave nothing to search.
     """
 
     def __init__(
@@ -80,7 +85,14 @@ class ColumnKnobs:
         pixel_um: float | None = None,
     ) -> None:
         self._request, self._camera, self._exposure, self._pixel = request, camera, exposure_ms, pixel_um
-        turned = STIGMATORS if stigmate and all(name in request.start for name in STIGMATORS) else ()
+        there = tuple(name for name in STIGMATORS if name in request.start)
+        if stigmate and len(there) == 1:
+            (missing,) = set(STIGMATORS) - set(there)
+            raise StrategyError(
+                f"knob {there[0]!r} is there, {missing!r} is not; add [knobs.{missing}], or set stigmate = false to "
+                "leave the stigmators alone"
+            )
+        turned = there if stigmate else ()
         self.names: tuple[str, ...] = (request.knob, *turned)
         self.start: Vector = np.array([request.start[request.knob], *(request.start.get(n, 0.0) for n in STIGMATORS)])
         self.depths: Vector = np.array([request.depth(request.knob), *(request.depth(n) for n in STIGMATORS)])

@@ -121,6 +121,18 @@ def test_focus_alone_where_the_request_has_no_stigmators():
     assert verdict.target["z"] == pytest.approx(4500.0, abs=0.5)
 
 
+@pytest.mark.parametrize(("there", "missing"), [("stig_x", "stig_y"), ("stig_y", "stig_x")])
+def test_one_stigmator_alone_is_a_mistake_unless_they_are_left_alone(there, missing):
+    column = CodedColumn()
+    full = column.request((9.0, 0.0, 0.0))
+    start, limits = ({name: of[name] for name in ("z", there)} for of in (full.start, full.limits))
+    request = column.request(start=start, limits=limits)
+    with pytest.raises(StrategyError, match=rf"add \[knobs.{missing}\]"):
+        column.focus(strategy(), request)
+    assert column.looks == []
+    assert column.focus(strategy(stigmate=False), request).target.keys() == {"z"}
+
+
 @given(
     values=st.lists(
         st.tuples(*[st.floats(allow_nan=True, allow_infinity=True)] * 3), min_size=1, max_size=4
