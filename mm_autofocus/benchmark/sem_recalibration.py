@@ -38,6 +38,8 @@ LABEL_SD = np.array([0.3, 0.1, 0.1])
 ROUGHLY = np.array([6.0, 1.5, 1.5])
 """How far from focus DeepScore begins at each place, half ranges, µm and a.u."""
 LABEL_IMAGES = 75
+FAMILY = ProbeFamily.WAVE
+"""Of setup B's probe, the one instrument of this figure: what is labelled comes from it, at other places."""
 PATCHES = 10
 """Patches of a pair that DeepFocus reads in this figure, as in the paper's."""
 OF_A_PLACE = 10
@@ -135,7 +137,7 @@ def _fine_tuned(count: int, label: Label, say: Callable[[str], None]) -> tuple[P
     errors = []
     places = cases(-(-count // OF_A_PLACE), 8, (0.0, 0.0), tissue=True)
     for number, place in enumerate(places):
-        case = Case(SpecimenKind.TISSUE, place.seed, Aberration(0.0), ProbeFamily.SOFT, place.place_um)
+        case = Case(SpecimenKind.TISSUE, place.seed, Aberration(0.0), FAMILY, place.place_um)
         column = open_column(case, ON_B)
         label(column, rng)
         errors.append(np.abs(column.truth().vector()))

@@ -313,6 +313,9 @@ def test_what_turning_and_swapping_a_pair_does_to_its_label(turns: int, swapped:
 def test_aberrations_to_label() -> None:
     drawn = np.array(random_aberrations(200, 1))
     assert np.abs(drawn).max(0) == pytest.approx([20, 5, 5], rel=0.05)
+    near = (np.abs(drawn) <= [2, 0.5, 0.5]).all(1)
+    assert 0.1 < near.mean() < 0.33  # of even draws one in a thousand would be
+    assert len(random_aberrations(2, 1)) == 2
     assert random_aberrations(3, 2) == random_aberrations(3, 2)
 
 
