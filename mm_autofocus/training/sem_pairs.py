@@ -60,9 +60,6 @@ class Ranges:
         Displacement that registration leaves.
     softness
         Largest share of the Gaussian in the probe.
-    ellipticity, edge
-        Of the aperture, in half of the samples: standard deviation of both components of the logarithm of its
-        elongation, and the largest share of the radius over which its edge is smeared.
     core_px
         Standard deviation of the probe's core, pixels.
     blank_share, empty_share
@@ -81,8 +78,6 @@ class Ranges:
     electrons: tuple[float, float] = (3.5, 300.0)
     residual_px: float = 1.5
     softness: float = 1.0
-    ellipticity: float = 0.0
-    edge: float = 0.0
     core_px: tuple[float, float] = (0.3, 1.3)
     blank_share: float = 0.25
     empty_share: float = 0.02
@@ -192,7 +187,6 @@ class PairSampler:
         softness = rng.uniform(0.0, ranges.softness) if rng.random() < 0.5 else rng.uniform(0.0, 0.3) * ranges.softness
         core = rng.uniform(*ranges.core_px)
         electrons = math.exp(rng.uniform(*np.log(ranges.electrons)))
-        aperture, edge = self._aperture()
         pairs = []
         for _ in range(count):
             ratio = math.exp(rng.uniform(-1, 1) * ranges.miscalibration if rng.random() < 0.5 else rng.normal(0, 0.025))
@@ -203,20 +197,11 @@ class PairSampler:
             row_noise, read = rng.uniform(0.0, 3.0), rng.uniform(0.0, 2.0)
             for sign in (-1.0, 1.0):
                 z, a, b = delta * truth
-                moved = shift if sign > 0 else (0.0, 0.0)
-                transfer = fast_otf(padded, z + sign * delta, a, b, core, softness, moved, aperture, edge)
+                transfer = fast_otf(padded, z + sign * delta, a, b, core, softness, shift if sign > 0 else (0.0, 0.0))
                 clean = fft.irfft2(spectrum * transfer, padded, workers=1)[MARGIN:-MARGIN, MARGIN:-MARGIN]
                 frames.append(self.detect(clean, electrons, gain * rng.uniform(0.96, 1.04), offset, row_noise, read))
             pairs.append(TrainingPair(frames[0], frames[1], truth, delta / ratio, ratio, empty))
         return pairs
-
-    def _aperture(self) -> tuple[tuple[float, float], float]:
-        """Return how elongated the aperture is, and how smeared its edge, see `fast_otf`."""
-        rng, ranges = self.rng, self.ranges
-        if (ranges.ellipticity == 0.0 and ranges.edge == 0.0) or rng.random() < 0.5:
-            return (0.0, 0.0), 0.0
-        first, second = ranges.ellipticity * rng.standard_normal(2)
-        return (float(first), float(second)), float(rng.uniform(0.0, ranges.edge))
 
     def aberration(self, delta: float) -> NDArray[np.float64]:
         """Return (z, a, b) in units of half the perturbation."""
@@ -346,25 +331,6 @@ def _jinc_table() -> tuple[Array, Array]:
     return table[:-1].astype(np.float32), np.diff(table).astype(np.float32)
 
 
-def _looked_up(at: Array) -> Array:
-    """Return 2 J1(q) / q of q in steps of the table."""
-    np.minimum(at, np.float32(_ENTRIES - 2), out=at)
-    index = at.astype(np.int32)
-    at -= index
-    table, difference = _jinc_table()
-    transfer = np.take(difference, index)
-    transfer *= at
-    transfer += np.take(table, index)
-    return transfer
-
-
-def _stretch(first: float, second: float) -> NDArray[np.float64]:
-    """Return the exponential of [[first, second], [second, -first]]."""
-    size = math.hypot(first, second)
-    ratio = math.sinh(size) / size if size > 0.0 else 1.0
-    return math.cosh(size) * np.eye(2) + ratio * np.array([[first, second], [second, -first]])
-
-
 def fast_otf(
     shape: tuple[int, int],
     z: float,
@@ -373,8 +339,6 @@ def fast_otf(
     core_px: float,
     softness: float = 0.0,
     shift_px: Sequence[float] | NDArray[np.float64] = (0.0, 0.0),
-    aperture: tuple[float, float] = (0.0, 0.0),
-    edge: float = 0.0,
 ) -> NDArray[np.float32] | NDArray[np.complex64]:
     """Return `mm_autofocus.simulation.electron_probe.otf` of a soft disc from a table, four times as fast, to 1e-5.
 
@@ -390,23 +354,19 @@ def fast_otf(
         Share of the Gaussian.
     shift_px
         Displacement (x, y), pixels.
-    aperture
-        Logarithm of the aperture's elongation, as (along x against y, along the diagonals): the disc is drawn out by
-        exp [[e1, e2], [e2, -e1]] before the defocus spreads it. (0, 0) is round.
-    edge
-        Share of the radius over which the aperture's edge is smeared, as the mean of a smaller and a larger disc.
     """
     ky, kx = _frequencies(shape)
-    (xx, xy), (yx, yy) = (_stretch(*aperture) @ np.array([[z + a, b], [b, z - a]])).tolist()
-    q2 = np.square(xx * kx + xy * ky, dtype=np.float32)
-    q2 += np.square(yx * kx + yy * ky, dtype=np.float32)
+    q2 = np.square((z + a) * kx + b * ky, dtype=np.float32)
+    q2 += np.square(b * kx + (z - a) * ky, dtype=np.float32)
     at = np.sqrt(q2)
     at *= np.float32(1 / _STEP)
-    if edge > 0.0:
-        transfer = _looked_up(at * np.float32(1.0 - edge)) + _looked_up(at * np.float32(1.0 + edge))
-        transfer *= np.float32(0.5)
-    else:
-        transfer = _looked_up(at)
+    np.minimum(at, np.float32(_ENTRIES - 2), out=at)
+    index = at.astype(np.int32)
+    at -= index
+    table, difference = _jinc_table()
+    transfer = np.take(difference, index)
+    transfer *= at
+    transfer += np.take(table, index)
     if softness > 0.0:
         q2 *= np.float32(-0.125)
         np.exp(q2, out=q2)

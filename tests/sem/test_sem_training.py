@@ -57,24 +57,6 @@ def test_the_fast_transfer_function_is_the_simulator_s() -> None:
     np.testing.assert_allclose(fast_otf((128, 96), 5.0, 3.0, -4.0, 0.6, 0.3, (1.0, 2.0)), exact, atol=3e-5)
 
 
-@pytest.mark.parametrize(("aperture", "edge"), [((0.1, -0.2), 0.0), ((0.0, 0.0), 0.2), ((-0.05, 0.1), 0.1)])
-def test_an_aperture_that_is_not_round_or_not_sharp_is_its_rays(aperture: tuple[float, float], edge: float) -> None:
-    from scipy.linalg import expm
-
-    first, second = aperture
-    side = np.linspace(-1.0, 1.0, 301)
-    disc = np.array([(x, y) for x in side for y in side if x * x + y * y <= 1]).T
-    elongated = expm(np.array([[first, second], [second, -first]])) @ disc
-    landed = np.array([[4.0 + 1.0, 2.0], [2.0, 4.0 - 1.0]]) @ np.concatenate(
-        [(1.0 - edge) * elongated, (1.0 + edge) * elongated], axis=1
-    )
-    got = fast_otf((64, 64), 4.0, 1.0, 2.0, 0.0, aperture=aperture, edge=edge)
-    assert got.dtype == np.float32
-    for y, x in ((3, 5), (0, 7), (-4, 9)):
-        k = 2.0 * np.pi * np.array([x / 64, y / 64])
-        assert got[y, x] == pytest.approx(np.cos(k @ landed).mean(), abs=3e-3)
-
-
 def test_same_seed_same_pairs(views) -> None:
     one, two = (PairSampler(views, 3).draw((128, 160)) for _ in range(2))
     other = PairSampler(views, 4).draw((128, 160))
