@@ -7,7 +7,7 @@ hardly matters; the perturbation as the pair shows it is reported as `PairEstima
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,17 @@ class SpectralEstimator:
         What the network is; ``parameters`` holds ``scale_z`` and ``scale_ab``, by which its own Laplace scales were
         found too small or too large on held-out pairs.
     arrays
-        Its weights.
+        Its weights; of several networks, whose answers are averaged, each name begins with "0.", "1." and so on.
+    members
+        The weights of each network.
     """
 
     card: SemCard
     arrays: Arrays
+    members: tuple[Arrays, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", _members(self.arrays))
 
     @classmethod
     def load(cls, card_path: str | Path = "") -> SpectralEstimator:
@@ -103,7 +109,9 @@ class SpectralEstimator:
                 parts.append(inside if inside.any() else (groups == group).astype(np.float32))
         stats = np.stack([pooled(spectra.stats, part) for part in parts])
         beside = np.stack([extras(spectra.delta_px, part) for part in parts])
-        return forward(self.arrays, features(stats, np.broadcast_to(spectra.covered, stats.shape[:-1])), beside)
+        told = features(stats, np.broadcast_to(spectra.covered, stats.shape[:-1]))
+        each = [forward(member, told, beside) for member in self.members]
+        return np.asarray(sum(each) / len(each), dtype=np.float32)
 
     def _sigma(self, row: NDArray[np.float32], um: float, calibration: ColumnCalibration) -> Aberration:
         z = math.exp(float(np.clip(row[3], -4.5, 2.5))) * self.card.parameters.get("scale_z", 1.0)
@@ -112,6 +120,17 @@ class SpectralEstimator:
             z, ab = 2.0 * z, 2.0 * ab
         stig = _SQRT2 * ab * um / abs(calibration.stigmator_um)
         return Aberration(_SQRT2 * z * um, stig, stig)
+
+
+def _members(arrays: Arrays) -> tuple[Arrays, ...]:
+    """Return the weights of each network; of arrays without numbers, of the one that they are."""
+    numbers = sorted({name.split(".")[0] for name in arrays if name.split(".")[0].isdigit()}, key=int)
+    if not numbers:
+        return (arrays,)
+    return tuple(
+        {name.removeprefix(f"{k}."): value for name, value in arrays.items() if name.startswith(f"{k}.")}
+        for k in numbers
+    )
 
 
 def _groups(corners: NDArray[np.intp], edge: int) -> NDArray[np.intp]:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 Say = Callable[[str], None]
 
-RANGES = Ranges(directed_share=0.5)
+DIRECTED = Ranges(directed_share=0.5)
 """Half of the specimens have a direction: without, fibres 2 µm off with 2 µm of astigmatism read 0.5 µm wrong."""
 
 _SHAPES = ((512, 512), (256, 256), (768, 1024))
@@ -106,10 +106,10 @@ def spectral_set(
     return SpectralSet(np.stack(stats), np.stack(covered), np.stack(beside), np.array(target, dtype=np.float32))
 
 
-def spectral_part(views: Sequence[NDArray[np.uint8]], part: tuple[int, int]) -> SpectralSet:
-    """Return the set of one sampler: a part of a large set, of (seed, pairs)."""
-    seed, pairs = part
-    return spectral_set(PairSampler(views, seed, RANGES), pairs=pairs)
+def spectral_part(views: Sequence[NDArray[np.uint8]], part: tuple[int, int, Ranges]) -> SpectralSet:
+    """Return the set of one sampler: a part of a large set, of (seed, pairs, ranges)."""
+    seed, pairs, ranges = part
+    return spectral_set(PairSampler(views, seed, ranges), pairs=pairs)
 
 
 def join_sets(sets: list[SpectralSet]) -> SpectralSet:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Views = Sequence[NDArray[np.uint8]]
 
-MINUTES: dict[Model, float] = {"spectral": 30.0, "convolutional": 24.0, "deepfocus": 50.0, "deepscore": 40.0}
+MINUTES: dict[Model, float] = {"spectral": 42.0, "convolutional": 24.0, "deepfocus": 50.0, "deepscore": 40.0}
 """What the models that come along were trained for: nominal minutes, one thread of a 2.5 GHz server processor."""
 
 _SPECTRAL_CHUNK, _SPECTRAL_MINUTES, _SPECTRAL_EPOCHS = 5000, 6.0, 16
@@ -51,7 +51,7 @@ _HOW = ("training_seconds", "threads", "processes", "device")
 """What a card says of its training, which measuring leaves as it is."""
 
 _WHAT: dict[Model, str] = {
-    "spectral": "spectral pair network: defocus and astigmatism from the log-polar spectra of two frames (ours)",
+    "spectral": "two spectral pair networks: defocus and astigmatism from the log-polar spectra of two frames (ours)",
     "convolutional": "convolutional pair network: the same from pixels, patch by patch (ours)",
     "deepfocus": "DeepFocus, Table 2, 128 x 128 of frames binned 4 x 4; trained for minutes, the paper's for 44 hours",
     "deepscore": "DeepScore of Table 3, single images of 512; trained for minutes, the paper's far longer",
@@ -222,15 +222,28 @@ Trained = tuple[Arrays, dict[str, Any], str]
 
 
 def _spectral(views: Views, minutes: float, seed: int, machines: Machines, say: Say) -> Trained:
-    from mm_autofocus.training.sem_spectral import fit_spectral, join_sets, spectral_part
+    """Train two networks whose answers are averaged: on specimens as they are, and, the longer, with directions."""
+    from mm_autofocus.training.sem_pairs import Ranges
+    from mm_autofocus.training.sem_spectral import DIRECTED, fit_spectral, join_sets, spectral_part
 
-    chunks = max(1, round(minutes / _SPECTRAL_MINUTES))
-    pairs = round(_SPECTRAL_CHUNK * min(1.0, minutes / _SPECTRAL_MINUTES))
-    parts = [(10 * seed + 1 + i, pairs) for i in range(chunks)]
-    sets = machines.make(spectral_part, views, parts, lambda i, n: say(f"{i} of {n} parts of {pairs} simulated pairs"))
-    samples = join_sets(sets)
-    net = fit_spectral(samples, epochs=_SPECTRAL_EPOCHS, seed=seed, process=machines.process, say=say)
-    return _arrays(net), {}, f"{chunks * pairs} simulated pairs, {_SPECTRAL_EPOCHS} epochs of their spectra"
+    chunks = max(2, round(minutes / _SPECTRAL_MINUTES))
+    pairs = round(_SPECTRAL_CHUNK * min(1.0, minutes / (2 * _SPECTRAL_MINUTES)))
+    plain = max(1, chunks * 2 // 7)
+    arrays: Arrays = {}
+    for member, (count, ranges) in enumerate(((plain, Ranges()), (chunks - plain, DIRECTED))):
+        parts = [(10 * seed + 1 + i, pairs, ranges) for i in range(count)]
+        tell = partial(_tell_parts, say, f"network {member + 1}", pairs)
+        samples = join_sets(machines.make(spectral_part, views, parts, tell))
+        net = fit_spectral(samples, epochs=_SPECTRAL_EPOCHS, seed=seed, process=machines.process, say=say)
+        arrays |= {f"{member}.{name}": value for name, value in _arrays(net).items()}
+    return arrays, {}, (
+        f"{plain * pairs} simulated pairs, and for a second network {(chunks - plain) * pairs} of specimens of which "
+        f"half were given a direction; {_SPECTRAL_EPOCHS} epochs of their spectra"
+    )
+
+
+def _tell_parts(say: Say, who: str, pairs: int, done: int, of: int) -> None:
+    say(f"{who}: {done} of {of} parts of {pairs} simulated pairs")
 
 
 def _convolutional(views: Views, minutes: float, seed: int, machines: Machines, say: Say) -> Trained:

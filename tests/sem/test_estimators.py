@@ -300,3 +300,17 @@ def test_deepscore_estimator(tmp_path: Path, views) -> None:
         estimator.score(np.full((512, 512), np.nan))
     with pytest.raises(HardwareError, match="below 512"):
         estimator.score(np.zeros((400, 512), np.uint8))
+
+
+def test_the_answers_of_several_spectral_networks_are_averaged() -> None:
+    both = SpectralEstimator.load()
+    assert len(both.members) == 2
+    assert {name.split(".")[0] for name in both.arrays} == {"0", "1"}
+    alone = [SpectralEstimator(both.card, member) for member in both.members]
+    assert [len(one.members) for one in alone] == [1, 1]
+    frames = np.random.default_rng(3).integers(0, 256, (2, 320, 320)).astype(np.uint8)
+    frames[1] = frames[0] // 2 + frames[1] // 2
+    asked = (*frames, 10.0, 0.01, ColumnCalibration())
+    told = [estimator.estimate(*asked).aberration.vector() for estimator in (both, *alone)]
+    assert told[0] == pytest.approx((told[1] + told[2]) / 2, abs=1e-5)
+    assert not np.allclose(told[1], told[2], atol=1e-3)
