@@ -213,8 +213,7 @@ def _ours(key: str, name: str, estimator: PairEstimator) -> Method:
 def _deepfocus(key: str, name: str, quick: bool) -> Method:
     from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator
 
-    few = 2 if quick or key == "deepfocus_pixel_scores" else 5
-    return Method(key, name, DeepFocusEstimator.load(f"sem_{key}", patches=few))
+    return Method(key, name, DeepFocusEstimator.load(f"sem_{key}", patches=2 if quick else 5))
 
 
 def _mapfost(key: str, name: str, quick: bool) -> Method:
@@ -229,14 +228,12 @@ _MAKERS: dict[str, tuple[str, Callable[[str, str, bool], Method]]] = {
     "convolutional": ("ours, convolutional", _convolutional),
     "deepfocus": ("StackedConv (DeepFocus)", _deepfocus),
     "deepfocus_patch_scores": ("DeepFocus, patch scores", _deepfocus),
-    "deepfocus_pixel_scores": ("DeepFocus, pixel scores", _deepfocus),
-    "deepfocus_efficientnet": ("EfficientNet-B0 on pairs", _deepfocus),
     "mapfost": ("MAPFoSt", _mapfost),
     "mapfost_off": ("MAPFoSt, angle 20 % off", _mapfost),
 }
 OURS = ("spectral", "convolutional")
-VARIANTS = ("deepfocus_patch_scores", "deepfocus_pixel_scores", "deepfocus_efficientnet")
-"""Of the paper's network."""
+VARIANTS = ("deepfocus_patch_scores",)
+"""Of the paper's network, those that come along."""
 
 
 def names() -> dict[str, str]:
