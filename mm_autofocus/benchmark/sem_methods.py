@@ -211,9 +211,10 @@ def _ours(key: str, name: str, estimator: PairEstimator) -> Method:
 
 
 def _deepfocus(key: str, name: str, quick: bool) -> Method:
+    from mm_autofocus.estimators.cards import WEIGHTS
     from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator
 
-    return Method(key, name, DeepFocusEstimator.load(f"sem_{key}", patches=2 if quick else 5))
+    return Method(key, name, DeepFocusEstimator.load(WEIGHTS / f"sem_{key}.json", patches=2 if quick else 5))
 
 
 def _mapfost(key: str, name: str, quick: bool) -> Method:

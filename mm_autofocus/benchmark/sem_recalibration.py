@@ -135,13 +135,14 @@ def _fine_tuned(count: int, label: Label, say: Callable[[str], None]) -> tuple[P
     rng = np.random.default_rng(0x4F)
     pairs: list[KnownPair] = []
     errors = []
+    aberrations = random_aberrations(count, 0)
     places = cases(-(-count // OF_A_PLACE), 8, (0.0, 0.0), tissue=True)
     for number, place in enumerate(places):
         case = Case(SpecimenKind.TISSUE, place.seed, Aberration(0.0), FAMILY, place.place_um)
         column = open_column(case, ON_B)
         label(column, rng)
         errors.append(np.abs(column.truth().vector()))
-        pairs += known_pairs(column, random_aberrations(min(OF_A_PLACE, count - len(pairs)), number))
+        pairs += known_pairs(column, aberrations[number * OF_A_PLACE : (number + 1) * OF_A_PLACE])
     with tempfile.TemporaryDirectory() as folder:
         card = Path(folder) / "tuned.json"
         recalibrate_deepfocus(pairs, card, say=say)

@@ -19,7 +19,17 @@ from mm_autofocus.benchmark.runner import BenchRun, Measure, Progress, Record, k
 from mm_autofocus.benchmark.sem_cases import NARROW, WIDE, Conditions, cases, location_cases
 from mm_autofocus.benchmark.sem_methods import OURS, VARIANTS, names
 from mm_autofocus.benchmark.sem_scoring import duel, interval, loop_row, rounded, share, table_of, within
-from mm_autofocus.benchmark.sem_units import ALL, SCORE, Part, SemCase, SemMethod, loaded, measure_sem, sem_method
+from mm_autofocus.benchmark.sem_units import (
+    ALL,
+    SCORE,
+    Part,
+    SemCase,
+    SemMethod,
+    loaded,
+    measure_sem,
+    sem_method,
+    weights_of,
+)
 from mm_autofocus.benchmark.sem_units import trajectory as trajectory_of
 from mm_autofocus.errors import FocusError, SettingsError
 
@@ -259,10 +269,13 @@ class Bench:
             if key in self.methods:
                 counts = {"starts": self.size.repeats}
                 counts["labelled_pairs"] = self.size.labelled_pairs if key == "deepfocus" else 0
+                method = self.methods[key]
+                if counts["labelled_pairs"]:  # half of it depends on who labels, too
+                    method = method.model_copy(update={"weights": weights_of("sem_deepfocus", "sem_deepscore")})
                 yield SemCase(
                     name="setup B", group="recalibration", part="recalibration", iterations=self.size.iterations,
                     counts=counts,
-                ), self.methods[key]  # fmt: skip
+                ), method  # fmt: skip
 
     # ------------------------------------------------------------------ measuring
     def measure(self, progress: Progress | None = None) -> tuple[dict[str, Any], list[Record]]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import lru_cache
 from typing import Any, Literal
 
@@ -70,14 +70,14 @@ class SemMethod(Method):
     weights: str = ""
 
 
-def sem_method(key: str, name: str, *, quick: bool = False, files: Sequence[str] = ()) -> SemMethod:
-    """Return a row; ``files`` are the stems of the weights that it depends on, its key's by default."""
-    weights = _digest(tuple(files) or (f"sem_{key}",))
-    return SemMethod(name=name, strategy=key, quick=quick, weights=weights, peer=key not in OURS)
+def sem_method(key: str, name: str, *, quick: bool = False) -> SemMethod:
+    """Return a row."""
+    return SemMethod(name=name, strategy=key, quick=quick, weights=weights_of(f"sem_{key}"), peer=key not in OURS)
 
 
 @lru_cache(maxsize=16)
-def _digest(stems: tuple[str, ...]) -> str:
+def weights_of(*stems: str) -> str:
+    """Return a digest of the cards and weights of these stems; empty where there are none."""
     found = sorted(path for stem in stems for path in WEIGHTS.glob(f"{stem}.*"))
     return hashlib.sha256(b"".join(path.read_bytes() for path in found)).hexdigest()[:16] if found else ""
 

@@ -107,9 +107,9 @@ def recalibrate(
         )
     _need_torch()
     from mm_autofocus.estimators.cards import load_card
-    from mm_autofocus.training.sem_recalibration import recalibrate_deepfocus
+    from mm_autofocus.training.sem_recalibration import check_base, recalibrate_deepfocus
 
-    load_card(base, "deepfocus")  # before an hour is spent on the labels
+    check_base(load_card(base, "deepfocus")[0])  # before an hour is spent on the labels
     pairs, left_out = _labelled(core, settings, (locations, aberrations, spacing_um), seed, plugins, say, tick)
     card = recalibrate_deepfocus(pairs, out, base=base, steps=steps, seed=seed, say=say)
     return {"card": str(out), "pairs": len(pairs), "left_out": left_out, "measured": card.measured}
@@ -251,7 +251,8 @@ def _labelled(
     autofocus = Autofocus(core, Settings.parse(data), plugins=plugins)
     microscope = autofocus.microscope
     locations, aberrations, spacing_um = grid
-    drawn = [random_aberrations(aberrations, 1000 * seed + i) for i in range(locations)]
+    every = random_aberrations(locations * aberrations, seed)
+    drawn = [every[i * aberrations : (i + 1) * aberrations] for i in range(locations)]
     check_room(microscope, [offset for each in drawn for offset in each])
     pairs: list[KnownPair] = []
     left_out: list[str] = []

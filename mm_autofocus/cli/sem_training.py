@@ -52,7 +52,7 @@ def train(
     Raises
     ------
     SettingsError
-        For an unknown model, a card that is no .json, or without torch.
+        For an unknown model or variant, a card that is no .json, or without torch.
     """
     from mm_autofocus.training.sem_training import MINUTES, train_model
 

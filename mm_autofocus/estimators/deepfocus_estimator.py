@@ -9,12 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mm_autofocus.errors import HardwareError
+from mm_autofocus.errors import HardwareError, SettingsError
 from mm_autofocus.estimators.aberration import Aberration, ColumnCalibration, PairEstimate, PatchEstimate
 from mm_autofocus.estimators.cards import SemCard, Variant, load_card
 from mm_autofocus.estimators.frames import check_frame, saturated_share
@@ -61,15 +61,20 @@ class DeepFocusEstimator:
         Raises
         ------
         SettingsError
-            When there is no such model.
+            When there is no such model, or its card and weights do not fit.
         """
         import torch
 
         from mm_autofocus.networks.deepfocus_variants import make_variant
 
         card, arrays = load_card(card_path, "deepfocus")
-        net = make_variant(variant_of(card), card.parameters["edge"])
-        net.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+        try:
+            net = make_variant(variant_of(card), card.parameters["edge"])
+            net.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise SettingsError(
+                f"deepfocus model: card and weights {card.weights} do not fit ({error}); name another, or train anew"
+            ) from None
         return cls(card, net.eval(), patches, seed)
 
     def estimate(
@@ -83,6 +88,8 @@ class DeepFocusEstimator:
         """Estimate from a pair; see `mm_autofocus.estimators.PairEstimator`.
 
         Step, pixel size and calibration are those of the training (the card says which), whatever is given.
+        ``details`` holds ``saturated`` (share of clipped pixels) and, where pixels are scored, ``cells``: so many
+        entries of ``patches`` in a row are parts of one patch.
         """
         edge = self.card.parameters["edge"] * self.binning
         if under.shape != over.shape:
@@ -91,8 +98,8 @@ class DeepFocusEstimator:
             check_frame(frame, edge)
         corners = random_corners(under.shape, edge, self.patches, self.seed)
         corrections, weights = self._read(under, over, corners, edge)
-        each = (weights[..., None] * corrections).sum(1) / weights.sum(1)[:, None]  # of the patches
-        say = weights.sum(1)
+        say = weights.sum(1)  # of the patches
+        each = (weights[..., None] * corrections).sum(1) / np.maximum(say, 1e-300)[:, None]
         mean = say @ each
         signal = _contrast(under, over)
         if signal > 0.0:
@@ -101,7 +108,9 @@ class DeepFocusEstimator:
             sigma = Aberration(*(float(s) for s in np.hypot(_WIDEN * spread, 1.25 * errors)))
         else:
             sigma = Aberration(float("inf"), float("inf"), float("inf"))
-        details = {"saturated": round(max(saturated_share(under), saturated_share(over)), 4)}
+        details: dict[str, Any] = {"saturated": round(max(saturated_share(under), saturated_share(over)), 4)}
+        if weights.shape[1] > 1:
+            details["cells"] = weights.shape[1]
         patches = tuple(_patches(corners, edge, corrections, weights))
         return PairEstimate(-Aberration(*(float(v) for v in mean)), sigma, patches, signal, details=details)
 
@@ -160,7 +169,9 @@ def _cells(
     shape = (n, _CELLS, size, _CELLS, size)
     each = weights.reshape(shape).sum((2, 4)).reshape(n, -1)
     sums = (weights[..., None] * corrections).reshape(*shape, 3).sum((2, 4)).reshape(n, -1, 3)
-    return sums / np.maximum(each, 1e-12)[..., None], each
+    plain = corrections.reshape(*shape, 3).mean((2, 4)).reshape(n, -1, 3)
+    counts = (each > 1e-12)[..., None]  # a cell that nothing is given for says what its pixels do on average
+    return np.where(counts, sums / np.maximum(each, 1e-12)[..., None], plain), each
 
 
 def _patches(

@@ -6,6 +6,7 @@ import math
 from typing import Any, ClassVar, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from mm_autofocus.errors import BudgetError, StrategyError
@@ -26,7 +27,8 @@ class DeepFocusSettings(StrategySettings):
     Attributes
     ----------
     model
-        Path of the network's card (.json); empty for the one that comes with mm-autofocus.
+        Path of the network's card (.json), or a name that ``mm-autofocus models`` lists, as
+        ``sem_deepfocus_patch_scores``; empty for that of Table 2 which comes along.
     step_um
         The two frames lie so far on either side of the present working distance (the paper's perturbation).
     iterations
@@ -184,16 +186,30 @@ def _combined(estimate: PairEstimate, weighting: str) -> tuple[Vector, Vector]:
     if not estimate.patches:
         return -estimate.aberration.vector(), estimate.sigma.vector()
     each = np.array([patch.aberration.vector() for patch in estimate.patches])
-    count = len(each)
-    weights = np.full(count, 1.0 / count)
+    given = np.array([patch.weight for patch in estimate.patches])
+    cells = int(estimate.details.get("cells", 1))
+    if cells > 1:  # parts of one patch err alike: they are one
+        each, given = _whole(each, given, cells, weighting)
+    weights = np.full(len(each), 1.0 / len(each))
     if weighting == "scores":
-        given = np.array([patch.weight for patch in estimate.patches])
         weights = given / given.sum() if np.all(given >= 0) and given.sum() > 0 else weights
     mean = weights @ each
     effective = 1.0 / float(np.sum(weights**2))
     spread = np.sqrt(weights @ (each - mean) ** 2 / max(effective - 1.0, 0.5))
     # one or two patches tell no scatter, so the network's own figure stands in
     return -mean, np.maximum(spread, estimate.sigma.vector() if effective < 1.5 else 0.0)
+
+
+def _whole(
+    each: NDArray[np.float64], given: NDArray[np.float64], cells: int, weighting: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return aberrations (patches, 3) and weights (patches,) of patches, of those of so many cells each."""
+    each, given = each.reshape(-1, cells, 3), given.reshape(-1, cells)
+    total = given.sum(1)
+    shares = np.full(given.shape, 1.0 / cells)
+    if weighting == "scores":
+        shares = np.where((total > 0)[:, None], given / np.maximum(total, 1e-300)[:, None], shares)
+    return (shares[..., None] * each).sum(1), total
 
 
 def _load(settings: DeepFocusSettings) -> PairEstimator:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mm_autofocus.errors import FocusError
+from mm_autofocus.errors import FocusError, SettingsError
 from mm_autofocus.estimators.cards import SemCard, load_card, save_card
 from mm_autofocus.training.known_pairs import KnownPair
 
@@ -25,6 +25,23 @@ _PATCHES_OF_A_PAIR = 64
 _VALIDATION = 0.2
 
 
+def check_base(card: SemCard) -> None:
+    """Check that a network can be fine-tuned.
+
+    Raises
+    ------
+    SettingsError
+        When it is not that of Table 2.
+    """
+    from mm_autofocus.estimators.deepfocus_estimator import variant_of
+
+    if variant_of(card) != "stacked":
+        raise SettingsError(
+            f"recalibration: the base is DeepFocus with {variant_of(card)}; only the network of Table 2 is supported, "
+            "begin with that"
+        )
+
+
 def recalibrate_deepfocus(
     pairs: Sequence[KnownPair],
     out: Path,
@@ -37,8 +54,8 @@ def recalibrate_deepfocus(
 ) -> SemCard:
     """Fine-tune the three fully connected layers of DeepFocus on labelled pairs, and write the new card.
 
-    The convolutions stay, so that what they make of each patch, in several places and augmented as in the training, is
-    computed once. Steps by AdamW on the L1 loss, the rate multiplied by 0.95 every 1000 steps at 50,000 of them (the
+    The convolutions stay, so that what they make of each patch, in several places and mildly augmented, is computed
+    once. Steps by AdamW on the L1 loss, the rate multiplied by 0.95 every 1000 steps at 50,000 of them (the
     paper) and as much faster as there are fewer.
 
     Beyond the paper, patches are turned by quarters, which negates the stigmators' label, and their frames swapped,
@@ -67,7 +84,6 @@ def recalibrate_deepfocus(
     """
     import torch
 
-    from mm_autofocus.estimators.deepfocus_estimator import variant_of
     from mm_autofocus.networks.deepfocus import DeepFocus
 
     if len(pairs) < 10:
@@ -76,11 +92,7 @@ def recalibrate_deepfocus(
     torch.manual_seed(seed)
     begin = time.monotonic()
     card, arrays = load_card(base, "deepfocus")
-    if variant_of(card) != "stacked":
-        raise FocusError(
-            f"recalibration: the base is DeepFocus with {variant_of(card)}; only the network of Table 2 is supported, "
-            "begin with that"
-        )
+    check_base(card)
     net = DeepFocus(card.parameters["edge"])
     net.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
     net.eval()
@@ -168,8 +180,9 @@ def _symmetric(
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
     """Return a pair turned and swapped, and the signs by which its label (wd, stig x, stig y) changes.
 
-    Astigmatism turns by twice the angle, whatever the stigmators' axes are; and a probe (z, a, b) off images as one
-    (-z, -a, -b) off, so that the frames of a pair in the other order are those of the opposite aberration.
+    Astigmatism turns by twice the angle, whatever the stigmators' axes are. A round probe (z, a, b) off images as one
+    (-z, -a, -b) off, but for spherical aberration, so that the frames of a pair in the other order are those of the
+    opposite aberration.
 
     Parameters
     ----------

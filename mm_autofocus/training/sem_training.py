@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from mm_autofocus.errors import SettingsError
 from mm_autofocus.estimators.cards import Arrays, Model, SemCard, Variant, save_card
 from mm_autofocus.training.machines import HERE, Machines
 from mm_autofocus.training.sem_evaluation import Conditions, evaluate, score_order
@@ -96,9 +97,19 @@ def train_model(
         they are simulated), processes share the batches; the first measures and writes.
     say
         Told about progress.
+
+    Raises
+    ------
+    SettingsError
+        For a variant that there is not, or that is not of this model.
     """
     import torch
 
+    if variant not in _VARIANT_PAIRS_PER_MINUTE or (variant != "stacked" and model != "deepfocus"):
+        raise SettingsError(
+            f"training: there is no variant {variant!r} of {model}; of deepfocus there are "
+            f"{', '.join(_VARIANT_PAIRS_PER_MINUTE)}"
+        )
     torch.set_num_threads(1)
     process = machines.process
     say = process.told(say)

@@ -10,7 +10,7 @@ import typer
 from typer.testing import CliRunner
 
 from mm_autofocus.cli.groups import Groups
-from mm_autofocus.errors import FocusError, SettingsError
+from mm_autofocus.errors import SettingsError
 from mm_autofocus.estimators import Aberration, ColumnCalibration
 from mm_autofocus.estimators.cards import Arrays, SemCard, load_card, save_card
 from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator, patch_pair, variant_of
@@ -117,6 +117,52 @@ def test_pixels_are_weighted_and_told_in_cells_of_their_patch(tmp_path: Path) ->
     assert -found.patches[1].aberration.vector() == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_patch_that_has_no_say_at_all_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    estimator = DeepFocusEstimator.load(kept(tmp_path, "patch-scores"), patches=3)
+    outputs = torch.tensor([[1.0, 0.2, 0.0, 0.0], [-1.0, 0.0, 0.1, 900.0], [2.0, 0.0, 0.0, 0.0]])
+    monkeypatch.setattr(type(estimator.net), "forward", lambda self, x: outputs)
+    found = estimator.estimate(*frames(), 10.0, 0.01, ColumnCalibration())
+    assert -found.aberration.vector() == pytest.approx([-5.0, 0.0, 0.15], abs=1e-6)
+    assert np.isfinite(found.sigma.vector()).all()
+
+
+def test_the_cells_of_a_patch_are_not_so_many_witnesses(tmp_path: Path) -> None:
+    from mm_autofocus.strategies.deepfocus import _combined
+
+    estimator = DeepFocusEstimator.load(kept(tmp_path, "pixel-scores"), patches=2)
+    found = estimator.estimate(*frames(), 10.0, 0.01, ColumnCalibration())
+    cells = found.patches
+    for weighting in ("scores", "mean"):
+        correction, scatter = _combined(found, weighting)
+        whole = []
+        for part in (cells[:16], cells[16:]):
+            weights = [cell.weight if weighting == "scores" else 1.0 for cell in part]
+            whole.append(np.average([cell.aberration.vector() for cell in part], axis=0, weights=weights))
+        assert -correction == pytest.approx(np.mean(whole, 0))
+        assert scatter == pytest.approx(np.abs(whole[0] - whole[1]) / 2)
+    alone = DeepFocusEstimator.load(kept(tmp_path, "pixel-scores"), patches=1)
+    found = alone.estimate(*frames(), 10.0, 0.01, ColumnCalibration())
+    assert _combined(found, "scores")[1] == pytest.approx(found.sigma.vector())
+
+
+@pytest.mark.parametrize("change", [{"variant": "vgg"}, {"edge": 100}, {"variant": "pixel-scores"}, {"edge": 256}])
+def test_a_card_that_does_not_fit_its_weights_is_refused(tmp_path: Path, change: dict[str, object]) -> None:
+    path = kept(tmp_path, "stacked")
+    card = SemCard.model_validate_json(path.read_text())
+    path.write_text(card.model_copy(update={"parameters": card.parameters | change}).model_dump_json())
+    with pytest.raises(SettingsError, match="do not fit"):
+        DeepFocusEstimator.load(path)
+
+
+@pytest.mark.parametrize(("model", "variant"), [("deepfocus", "vgg"), ("spectral", "resnet-50")])
+def test_a_variant_that_there_is_not_is_refused_at_once(tmp_path: Path, model: str, variant: str) -> None:
+    from mm_autofocus.training.sem_training import train_model
+
+    with pytest.raises(SettingsError, match="no variant"):
+        train_model(model, tmp_path / "x.json", variant=variant)  # type: ignore[arg-type]
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("variant", ["efficientnet-b0", "resnet-50"])
 def test_the_common_architectures_weigh_patches_equally(tmp_path: Path, variant: str) -> None:
     estimator = DeepFocusEstimator.load(kept(tmp_path, variant), patches=3)
@@ -158,7 +204,7 @@ def test_models_are_named_as_they_are_listed(tmp_path: Path) -> None:
 def test_only_the_network_of_table_2_is_recalibrated(tmp_path: Path) -> None:
     under, over = frames()
     pairs = [KnownPair(under, over, Aberration(1.0), 10.0, 0.01)] * 10
-    with pytest.raises(FocusError, match="patch-scores"):
+    with pytest.raises(SettingsError, match="patch-scores"):
         recalibrate_deepfocus(pairs, tmp_path / "out.json", base=kept(tmp_path, "patch-scores"))
     assert not (tmp_path / "out.json").exists()
 

@@ -43,7 +43,7 @@ def score_sampler() -> ScoreSampler:
 
 def pairs(machines: Machines) -> Arrays:
     views = [np.random.default_rng(2).integers(0, 256, (400, 400), dtype=np.uint8)]
-    return [s.stats for s in machines.make(spectral_part, views, [(1, 2), (2, 2), (3, 2)])]
+    return [s.stats for s in machines.make(spectral_part, views, [(seed, 2, sem_pairs.Ranges()) for seed in (1, 2, 3)])]
 
 
 def views_of_pairs(machines: Machines) -> Arrays:
