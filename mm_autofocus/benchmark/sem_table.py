@@ -1,7 +1,8 @@
 """Measures `bench sem`: single pairs, closed loops, the paper's figures, throughput and confidence, on the same cases.
 
 Every method sees the same specimens, places, starts and first frames. None was trained on these specimens, seeds and
-probe families; see `mm_autofocus.benchmark.sem_cases`.
+probe families (see `mm_autofocus.benchmark.sem_cases`), but for what figure 4 recalibrates on the instrument that it is
+then tried on.
 """
 
 from __future__ import annotations
@@ -296,7 +297,8 @@ class Bench:
             "failures": [failure.model_dump() for failure in both.failures],
             "units": len(units) + 1, "resumed": both.resumed,
             "total_seconds": round(time.perf_counter() - began, 1),
-            "tested_on": "wing, fabric, fibres, powder and tissue of unseen seeds; probe of WAVE and POLYGON family",
+            "tested_on": "wing, fabric, fibres, powder and tissue of unseen seeds; probe of WAVE and POLYGON family, "
+            "which only what was recalibrated on setup B has seen",
         }  # fmt: skip
         return outcome, [record for record in both.records if record.judged]
 

@@ -20,6 +20,24 @@ MIN_SIDE_PX = 32
 """A frame smaller than this along a side is refused."""
 
 
+def stigmators_of(request: FocusRequest) -> tuple[str, ...]:
+    """Return the stigmators that a request lets turn: both, or none.
+
+    Raises
+    ------
+    StrategyError
+        When it has one only.
+    """
+    there = tuple(name for name in STIGMATORS if name in request.start)
+    if len(there) == 1:
+        (missing,) = set(STIGMATORS) - set(there)
+        raise StrategyError(
+            f"knob {there[0]!r} is there, {missing!r} is not; add [knobs.{missing}], or set stigmate = false to leave "
+            "the stigmators alone"
+        )
+    return there
+
+
 @dataclass(frozen=True, slots=True)
 class Shot:
     """One frame and where the column stood: ``knobs`` is (working distance, stig_x, stig_y), read back, shape (3,)."""
@@ -85,14 +103,7 @@ class ColumnKnobs:
         pixel_um: float | None = None,
     ) -> None:
         self._request, self._camera, self._exposure, self._pixel = request, camera, exposure_ms, pixel_um
-        there = tuple(name for name in STIGMATORS if name in request.start)
-        if stigmate and len(there) == 1:
-            (missing,) = set(STIGMATORS) - set(there)
-            raise StrategyError(
-                f"knob {there[0]!r} is there, {missing!r} is not; add [knobs.{missing}], or set stigmate = false to "
-                "leave the stigmators alone"
-            )
-        turned = there if stigmate else ()
+        turned = stigmators_of(request) if stigmate else ()
         self.names: tuple[str, ...] = (request.knob, *turned)
         self.start: Vector = np.array([request.start[request.knob], *(request.start.get(n, 0.0) for n in STIGMATORS)])
         self.depths: Vector = np.array([request.depth(request.knob), *(request.depth(n) for n in STIGMATORS)])

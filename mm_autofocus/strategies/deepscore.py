@@ -43,7 +43,7 @@ class DeepScoreSettings(StrategySettings):
     Attributes
     ----------
     model
-        Path of the score network's card (.json); empty for the one that comes with mm-autofocus.
+        Path of the score network's card (.json), or a name that ``mm-autofocus models`` lists; empty for the default.
     patches, patch_seed
         Patches of each frame (the best of them counts), and the seed of their places, the same throughout.
     threshold

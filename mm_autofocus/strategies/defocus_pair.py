@@ -21,9 +21,8 @@ from mm_autofocus.estimators.thon_rings import (
 )
 from mm_autofocus.request import FocusRequest
 from mm_autofocus.result import Status
+from mm_autofocus.strategies.column_knobs import STIGMATORS, stigmators_of
 from mm_autofocus.strategy import FocusGenerator, Frame, Look, StrategySettings, Verdict
-
-STIGMATORS = ("stig_x", "stig_y")
 
 Matrix = tuple[tuple[float, float], tuple[float, float]]
 
@@ -166,7 +165,7 @@ class _Run:
             settings.coarsest_nm,
             settings.finest_nm,
         )
-        self._stigmates = settings.stigmate and all(name in request.start for name in STIGMATORS)
+        self._stigmates = settings.stigmate and bool(stigmators_of(request))
         needed = 4 + 2 * (self._stigmates and settings.response is None)
         if request.budget.images is not None and request.budget.images < needed:
             raise StrategyError(f"an image budget of {request.budget.images} is too small; allow at least {needed}")

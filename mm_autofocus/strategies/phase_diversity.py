@@ -58,7 +58,7 @@ class PhaseDiversitySettings(StrategySettings):
     estimator
         What reads a pair: "spectral" (whole frames, robust at low dose) or "convolutional" (patches).
     model
-        Path of the estimator's card (.json); empty for the one that comes with mm-autofocus.
+        Path of the estimator's card (.json), or a name that ``mm-autofocus models`` lists; empty for the default.
     step_um
         The two frames of a pair lie so far on either side of the present working distance.
     exposure_ms, camera

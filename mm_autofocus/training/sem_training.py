@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 Say = Callable[[str], None]
 Views = Sequence[NDArray[np.uint8]]
 
-MINUTES: dict[Model, float] = {"spectral": 42.0, "convolutional": 24.0, "deepfocus": 50.0, "deepscore": 40.0}
+MINUTES: dict[Model, float] = {"spectral": 42.0, "convolutional": 24.0, "deepfocus": 50.0, "deepscore": 16.0}
 """What the models that come along were trained for: nominal minutes, one thread of a 2.5 GHz server processor."""
 
 _SPECTRAL_CHUNK, _SPECTRAL_MINUTES, _SPECTRAL_EPOCHS = 5000, 6.0, 16

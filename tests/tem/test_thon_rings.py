@@ -213,3 +213,11 @@ def test_it_needs_a_pixel_size_and_images_enough() -> None:
         Scope().run(DefocusPair(), pixel_um=None)
     with pytest.raises(StrategyError, match="at least 6"):
         Scope().run(DefocusPair(), budget=Budget(images=5))
+
+
+def test_one_stigmator_alone_is_a_mistake() -> None:
+    scope = Scope()
+    alone = {"start": {"z": 0.0, "stig_y": 0.0}, "limits": {"z": Limits(-12, 12), "stig_y": Limits(-1, 1)}}
+    with pytest.raises(StrategyError, match=r"add \[knobs.stig_x\]"):
+        scope.run(DefocusPair(DefocusPairSettings()), **alone)
+    assert scope.frames == []
