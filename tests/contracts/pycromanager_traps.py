@@ -371,6 +371,8 @@ def keyboard_interrupt_in_a_hook() -> Any:
 def ctrl_c() -> Any:
     """The user's Ctrl-C reaches the main thread, which waits at the end of the `with` block."""
     inside = threading.Event()
+    # a process that a shell started in the background ignores Ctrl-C until told otherwise
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
     def hook(event: Any) -> Any:
         if event["axes"]["z"] == 1:
