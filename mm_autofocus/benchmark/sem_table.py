@@ -48,7 +48,7 @@ VESSEL_SERIES = 4
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much is measured; the defaults take about ten minutes of one core.
+    """How much is measured; the defaults take about a quarter of an hour of one core.
 
     Attributes
     ----------
