@@ -152,6 +152,7 @@ class _Run:
                     "step_um": round(pair.step_um, 4),
                     "aberration": [round(float(-v), 4) for v in correction],
                     "scatter": [round(float(min(v, 1e6)), 4) for v in scatter],
+                    "best": [round(float(v), 4) for v in at],
                 }
             )
         return self._verdict(at, wanted, sd)

@@ -145,6 +145,16 @@ def test_a_strategy_runs_on_a_column_and_its_iterations_are_scored(column: Colum
     assert column.truth().vector() == pytest.approx(run.residuals[-1], abs=1e-6)  # it stands where it said
 
 
+def test_a_loop_of_deepfocus_tells_where_it_stood_after_each_pair(column: Column) -> None:
+    from mm_autofocus.strategies.deepfocus import DeepFocus, DeepFocusSettings
+
+    column.detune(Aberration(8.0, -1.0, 2.0))
+    oracle = Oracle(column, factor=0.5, stands_over=True)
+    run = strategy_loop(column, DeepFocus(DeepFocusSettings(iterations=3), oracle))
+    assert run.residuals == pytest.approx(np.array([8.0, -1.0, 2.0]) * 0.5 ** np.arange(4)[:, None], abs=0.01)
+    assert run.frames.tolist() == [0, 2, 4, 6]
+
+
 def test_steps_of_a_score_search_are_its_best_places_so_far() -> None:
     details = {"deep_scores": [3.0, 1.0, 2.0], "trajectory": [[0, 0, 0], [1, 0, 0], [2, 0, 0]]}
     steps, frames = steps_of(details, 3)
