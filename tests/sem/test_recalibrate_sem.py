@@ -282,6 +282,18 @@ def test_labels_come_from_deepscore_and_the_stage_goes_back(rig: Rig, monkeypatc
         core.unloadAllDevices()
 
 
+def test_a_base_that_cannot_be_fine_tuned_is_refused_before_the_labelling(rig: Rig, witness: Witness) -> None:
+    pytest.importorskip("torch")
+    before = rig.state()
+    result = rig.run("--method", "deepfocus", "--base", "sem_deepfocus_patch_scores", out=rig.folder / "new.json")
+    assert result.exit_code != 0
+    assert "patch-scores" in result.output
+    assert "Table 2" in result.output
+    assert witness.scans == 0
+    assert rig.state() == before
+    assert not (rig.folder / "new.json").exists()
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_setup_b_converges_after_it(tmp_path: Path) -> None:
