@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from mm_autofocus.benchmark.tem_ours import CONDITIONS, LOST, confidence, loop_t
 from mm_autofocus.benchmark.tem_paper import PAPER, Effort, Training, paper_tables, trainings
 from mm_autofocus.benchmark.tem_units import TemCase, aligned, measure_tem
 from mm_autofocus.errors import SettingsError
-from mm_autofocus.report.outcomes import Table, outcome_tables, write_overview
+from mm_autofocus.report.outcomes import Table, outcome_tables, write_tables
 
 Unit = tuple[TemCase, Method]
 
@@ -161,9 +160,7 @@ class TemBench:
 
         runs = [record for record in records if record.judged]
         table |= {"failures": [failure.model_dump() for failure in failures], "resumed": resumed}
-        (self.folder / "tem_table.json").write_text(json.dumps(table, indent=1) + "\n", encoding="utf-8")
-        (self.folder / "tem_table.md").write_text(markdown(table, runs), encoding="utf-8")
-        write_overview(self.folder, runs, TOTALS)
+        write_tables(self.folder, "tem_table", table, markdown(table, runs), runs, TOTALS)
         write_tem_page(table, runs, self.folder / "tem_table.html")
 
 

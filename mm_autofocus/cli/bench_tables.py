@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from mm_autofocus.benchmark.tables import (
     unit_of,
 )
 from mm_autofocus.report.data import Section, installed_versions
-from mm_autofocus.report.outcomes import write_overview
+from mm_autofocus.report.outcomes import write_tables
 
 Say = Callable[[str], None]
 
@@ -64,7 +63,6 @@ class Tables:
         rows = summarise(run.records, totals)
         believed = reliability(run.records)
         notes = [*self.notes, *(f"{f.case}, {f.method} was not measured: {f.message}" for f in run.failures)]
-        write_overview(out, run.records, totals)
         fallen = regressions(rows, known) if known is not None else []
         outcome = {
             "bench": self.name,
@@ -78,8 +76,7 @@ class Tables:
             "regressions": fallen,
         }
         text = self._markdown(rows, believed, notes)
-        (out / f"{self.name}.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
-        (out / f"{self.name}.md").write_text(text, encoding="utf-8")
+        write_tables(out, self.name, outcome, text, run.records, totals)
         self._page(out, run.records, rows, believed, notes)
         return outcome
 

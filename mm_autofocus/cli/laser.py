@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Iterable
 from datetime import date
@@ -313,7 +312,7 @@ def table(
     from mm_autofocus.cli.bench_options import progress_of
     from mm_autofocus.cli.laser_report import markdown, write_laser_report
     from mm_autofocus.cli.laser_table import Bench
-    from mm_autofocus.report.outcomes import write_overview
+    from mm_autofocus.report.outcomes import write_tables
 
     seconds = 24.0 if quick else paper_seconds
     bench = Bench(writable_folder(out), quick=quick, paper_seconds=seconds, workers=workers, scheduler=scheduler)
@@ -322,9 +321,7 @@ def table(
     with progress_of(len(bench.trainings()) + len(bench.units()), quiet=quiet) as progress:
         measured, records = bench.measure(progress)
     outcome = measured | {"machine": machine()}
-    (out / "laser_table.json").write_text(json.dumps(outcome, indent=2) + "\n", encoding="utf-8")
-    (out / "laser_table.md").write_text(markdown(outcome, records), encoding="utf-8")
-    write_overview(out, records)
+    write_tables(out, "laser_table", outcome, markdown(outcome, records), records)
     write_laser_report(outcome, records, out / "laser_table.html")
     return outcome
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -50,7 +49,7 @@ def table(
     from mm_autofocus.benchmark.runner import set_aside
     from mm_autofocus.benchmark.score_table import ScoreBench, Size, totals
     from mm_autofocus.cli.bench_options import progress_of
-    from mm_autofocus.report.outcomes import write_overview
+    from mm_autofocus.report.outcomes import write_tables
     from mm_autofocus.report.score_table import headline, markdown, sections
 
     out = writable_folder(out)
@@ -62,9 +61,7 @@ def table(
     with progress_of(len(bench.units()), quiet=quiet) as progress:
         measured, records = bench.measure(progress)
     outcome = measured | {"machine": machine(), "quick": quick, "created": datetime.now().isoformat(timespec="seconds")}
-    (out / "sem_scores.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
-    (out / "sem_scores.md").write_text(markdown(outcome, records, totals()), encoding="utf-8")
-    write_overview(out, records, totals())
+    write_tables(out, "sem_scores", outcome, markdown(outcome, records, totals()), records, totals())
     facts = {"Machine": outcome["machine"], "Cases": "a few per cent" if quick else "all"}
     facts |= {f"Not measured: {name}": reason for name, reason in outcome["missing"].items()}
     title = "Focusing an SEM by single images: scores and controllers side by side"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -51,7 +50,7 @@ def table(
     from mm_autofocus.benchmark.sem_cases import Conditions, vessel_column
     from mm_autofocus.benchmark.sem_table import Bench, Size
     from mm_autofocus.cli.bench_options import progress_of
-    from mm_autofocus.report.outcomes import write_overview
+    from mm_autofocus.report.outcomes import write_tables
     from mm_autofocus.report.sem_table import headline, markdown, notes, sections
 
     out = writable_folder(out)
@@ -63,9 +62,7 @@ def table(
     with progress_of(len(bench.units()), quiet=quiet) as progress:
         measured, records = bench.measure(progress)
     outcome = measured | {"machine": machine(), "quick": quick, "created": datetime.now().isoformat(timespec="seconds")}
-    (out / "sem_table.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
-    (out / "sem_table.md").write_text(markdown(outcome, records), encoding="utf-8")
-    write_overview(out, records)
+    write_tables(out, "sem_table", outcome, markdown(outcome, records), records)
     facts = {"Machine": outcome["machine"], **{f"Note {i + 1}": line for i, line in enumerate(notes(outcome))}}
     vessel = vessel_column(bench.vessel_starts()[0], Conditions(84.0)).scan() if outcome["vessel"] else None
     title = "Focus and stigmators of an electron column: methods side by side"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from mm_autofocus.benchmark.reliability import reliability, reliability_section
 from mm_autofocus.benchmark.runner import Record
@@ -34,6 +35,28 @@ def write_overview(folder: Path, records: Sequence[Record], totals: Totals | Non
     path = folder / OVERVIEW
     path.write_text(json.dumps([row.model_dump(mode="json") for row in chosen], indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def write_tables(
+    folder: Path, stem: str, outcome: Mapping[str, Any], text: str, records: Sequence[Record],
+    totals: Totals | None = None,
+) -> None:  # fmt: skip
+    """Write what every bench leaves behind beside its page: STEM.json, STEM.md and the overview.
+
+    Parameters
+    ----------
+    folder, stem
+        Where, and what the two files are called.
+    outcome
+        JSON-serialisable.
+    text
+        Markdown.
+    records, totals
+        See `write_overview`.
+    """
+    (folder / f"{stem}.json").write_text(json.dumps(outcome, indent=1) + "\n", encoding="utf-8")
+    (folder / f"{stem}.md").write_text(text, encoding="utf-8")
+    write_overview(folder, records, totals)
 
 
 def read_overview(folder: Path) -> list[Outcomes]:
