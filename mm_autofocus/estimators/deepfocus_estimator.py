@@ -119,6 +119,11 @@ class DeepFocusEstimator:
         """Pixels of the frame that are averaged along each axis before the network sees them."""
         return int(self.card.parameters.get("binning", 1))
 
+    @property
+    def scales(self) -> NDArray[np.float64]:
+        """What the network's outputs are multiplied with, µm and a.u., shape (3,)."""
+        return np.array(self.card.parameters.get("scales", (1.0, 1.0, 1.0)))
+
     def _read(
         self, under: Image, over: Image, corners: NDArray[np.intp], edge: int
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -130,9 +135,8 @@ class DeepFocusEstimator:
 
         from mm_autofocus.networks.deepfocus_variants import predictions
 
-        as_trained = self.card.parameters.get("standardised", False)
         cut = [patch_pair(under, over, (int(x), int(y)), edge, self.binning) for x, y in corners]
-        pairs = np.stack([standardised(pair) if as_trained else pair for pair in cut])
+        pairs = np.stack([as_trained(self.card, pair) for pair in cut])
         with torch.inference_mode():
             told = predictions(self.net, self.net(torch.from_numpy(pairs))).double().numpy()
         weights = np.full(told.shape[:2], 1.0 / told[..., 0].size)
@@ -143,12 +147,8 @@ class DeepFocusEstimator:
         elif variant == "pixel-scores":  # over the pixels of each patch; of the patches the mean is taken
             weights = np.exp(told[..., 3] - told[..., 3].max(1, keepdims=True))
             weights /= weights.sum(1, keepdims=True) * len(told)
-            return _cells(told[..., :3] * self._scales, weights, pairs.shape[-1])
-        return told[..., :3] * self._scales, weights
-
-    @property
-    def _scales(self) -> NDArray[np.float64]:
-        return np.array(self.card.parameters.get("scales", (1.0, 1.0, 1.0)))
+            return _cells(told[..., :3] * self.scales, weights, pairs.shape[-1])
+        return told[..., :3] * self.scales, weights
 
 
 def variant_of(card: SemCard) -> Variant:
@@ -221,6 +221,11 @@ def standardised(images: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     centred = images - images.mean((1, 2), keepdims=True)
     return np.asarray(centred / (np.sqrt((centred * centred).mean()) + 1e-3), dtype=np.float32)
+
+
+def as_trained(card: SemCard, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return images as the network of a card was trained on them: `standardised` or as they are."""
+    return standardised(images) if card.parameters.get("standardised", False) else images
 
 
 def _contrast(under: Image, over: Image) -> float:

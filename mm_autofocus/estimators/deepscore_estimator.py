@@ -11,7 +11,7 @@ import numpy as np
 from mm_autofocus.errors import HardwareError
 from mm_autofocus.estimators.aberration import ColumnCalibration
 from mm_autofocus.estimators.cards import SemCard, load_card
-from mm_autofocus.estimators.deepfocus_estimator import rescaled, standardised
+from mm_autofocus.estimators.deepfocus_estimator import as_trained, rescaled
 from mm_autofocus.estimators.frames import check_frame
 from mm_autofocus.estimators.patches import random_corners
 from mm_autofocus.strategy import Image
@@ -88,9 +88,8 @@ class DeepScoreEstimator:
         if image.min() == image.max():
             raise HardwareError(f"frame shows nothing but the value {image.min()}; is the beam blanked?")
         corners = np.unique(random_corners(image.shape, EDGE, self.patches, self.seed), axis=0)  # 512 x 512: one
-        patches = np.stack([rescaled(image[y : y + EDGE, x : x + EDGE])[None] for x, y in corners])
-        if self.card.parameters.get("standardised", False):
-            patches = np.stack([standardised(patch) for patch in patches])
+        cut = [rescaled(image[y : y + EDGE, x : x + EDGE])[None] for x, y in corners]
+        patches = np.stack([as_trained(self.card, patch) for patch in cut])
         with torch.inference_mode():
             out = self.net(torch.from_numpy(patches)).double().numpy()
         wd, stig = out.min(0) * np.array(self.card.parameters.get("scales", (1.0, 1.0)))

@@ -13,6 +13,7 @@ from mm_autofocus.training.sem_pairs import Ranges, TrainingPair
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 Array = NDArray[np.float32]
 
@@ -83,6 +84,19 @@ def schedule(optimiser: torch.optim.Optimizer, top: float, spent: float, warm: f
     rate = top * min(1.0, warm + 0.02) * (0.02 + 0.98 * 0.5 * (1.0 + math.cos(math.pi * min(spent, 1.0))))
     for group in optimiser.param_groups:
         group["lr"] = rate
+
+
+def drop_nothing(net: nn.Module) -> None:
+    """Switch off dropout and dropped blocks: a tenth at every layer keeps a run this short from learning at all."""
+    from torch import nn
+
+    from mm_autofocus.networks.efficientnet_b0 import MBConv
+
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        elif isinstance(module, MBConv):
+            module.drop = 0.0
 
 
 def setup_a_ranges(small: bool, binning: int = 1) -> Ranges:

@@ -15,6 +15,7 @@ from mm_autofocus.training.sem_augmentation import (
     Array,
     Augmentation,
     blur_of,
+    drop_nothing,
     knobs_of,
     schedule,
     setup_a_ranges,
@@ -31,7 +32,6 @@ Say = Callable[[str], None]
 
 SCALES = (5.0, 1.5, 1.5)
 """What DeepFocus' outputs are multiplied with; the paper trains on µm and a.u. as they are, for days."""
-
 
 PATCHES = 5
 """Patches of a pair that are weighed together (Fig. 3c)."""
@@ -88,7 +88,7 @@ def fit_deepfocus(
     torch.manual_seed(seed)
     rng = np.random.default_rng([0xDF, process.seed(seed)])
     net = make_variant(variant, edge)
-    _drop_nothing(net)
+    drop_nothing(net)
     taught = Taught(net)
     batch = batch or _BATCH.get(variant, 32)
     model, each = process.wrap(taught), process.part(batch)
@@ -119,19 +119,6 @@ def fit_deepfocus(
             say(f"{seen} pairs, {time.monotonic() - begin:.0f} s, errors {(np.mean(log, 0) * SCALES).round(3)}")
             log = []
     return net.cpu().eval()
-
-
-def _drop_nothing(net: torch.nn.Module) -> None:
-    """Switch off dropout and dropped blocks: a tenth at every layer keeps a run this short from learning at all."""
-    import torch
-
-    from mm_autofocus.networks.efficientnet_b0 import MBConv
-
-    for module in net.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        elif isinstance(module, MBConv):
-            module.drop = 0.0
 
 
 def _deepfocus_batch(

@@ -11,7 +11,15 @@ import numpy as np
 
 from mm_autofocus.estimators.deepfocus_estimator import standardised
 from mm_autofocus.training.distributed import ALONE, Rank
-from mm_autofocus.training.sem_augmentation import Array, Augmentation, blur_of, knobs_of, schedule, setup_a_ranges
+from mm_autofocus.training.sem_augmentation import (
+    Array,
+    Augmentation,
+    blur_of,
+    drop_nothing,
+    knobs_of,
+    schedule,
+    setup_a_ranges,
+)
 from mm_autofocus.training.sem_pairs import PairSampler
 
 if TYPE_CHECKING:
@@ -63,9 +71,7 @@ def fit_deepscore(
     torch.manual_seed(seed)
     rng = np.random.default_rng([0xD5, process.seed(seed)])
     net = DeepScore()
-    for module in net.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    drop_nothing(net)
 
     class Taught(torch.nn.Module):
         """The network, and at every place that its convolutions leave the blur and both scores."""

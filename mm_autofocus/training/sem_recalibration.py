@@ -11,12 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mm_autofocus.errors import FocusError, SettingsError
-from mm_autofocus.estimators.cards import SemCard, load_card, save_card
+from mm_autofocus.estimators.cards import SemCard, save_card
 from mm_autofocus.training.known_pairs import KnownPair
 
 if TYPE_CHECKING:
     import torch
 
+    from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator
     from mm_autofocus.networks.deepfocus import DeepFocus
 
 Say = Callable[[str], None]
@@ -84,6 +85,7 @@ def recalibrate_deepfocus(
     """
     import torch
 
+    from mm_autofocus.estimators.deepfocus_estimator import DeepFocusEstimator
     from mm_autofocus.networks.deepfocus import DeepFocus
 
     if len(pairs) < 10:
@@ -91,13 +93,11 @@ def recalibrate_deepfocus(
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     begin = time.monotonic()
-    card, arrays = load_card(base, "deepfocus")
+    estimator = DeepFocusEstimator.load(base)
+    card, net, scales = estimator.card, estimator.net, estimator.scales.astype(np.float32)
     check_base(card)
-    net = DeepFocus(card.parameters["edge"])
-    net.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in arrays.items()})
-    net.eval()
-    scales = np.array(card.parameters.get("scales", (1.0, 1.0, 1.0)), dtype=np.float32)
-    features, target, of_pair = _frozen_features(net, card, pairs, scales, seed)
+    assert isinstance(net, DeepFocus)
+    features, target, of_pair = _frozen_features(net, estimator, pairs, scales, seed)
     if say is not None:
         say(f"{len(features)} patches of {len(pairs)} pairs, {time.monotonic() - begin:.0f} s")
     rng = np.random.default_rng([0x4E, seed])
@@ -144,20 +144,19 @@ def recalibrate_deepfocus(
 
 
 def _frozen_features(
-    net: DeepFocus, card: SemCard, pairs: Sequence[KnownPair], scales: NDArray[np.float32], seed: int
+    net: DeepFocus, base: DeepFocusEstimator, pairs: Sequence[KnownPair], scales: NDArray[np.float32], seed: int
 ) -> tuple[torch.Tensor, torch.Tensor, NDArray[np.intp]]:
     """Return features of augmented patches, their corrections over the scales, and which pair each is of."""
     import torch
 
-    from mm_autofocus.estimators.deepfocus_estimator import patch_pair, standardised
+    from mm_autofocus.estimators.deepfocus_estimator import as_trained, patch_pair
     from mm_autofocus.estimators.frames import check_frame
     from mm_autofocus.training.sem_augmentation import Augmentation
 
     rng = np.random.default_rng([0xF0, seed])
     augment = Augmentation(probability=0.4, noise=0.1, gamma=0.15, contrast=0.15, brightness=0.1)
     features, target, of_pair = [], [], []
-    binning, as_trained = int(card.parameters.get("binning", 1)), card.parameters.get("standardised", False)
-    edge = net.edge * binning
+    edge = net.edge * base.binning
     for i, pair in enumerate(pairs):
         for frame in (pair.under, pair.over):
             check_frame(frame, edge)
@@ -165,9 +164,9 @@ def _frozen_features(
         patches = []
         for _ in range(_PATCHES_OF_A_PAIR):
             y, x = int(rng.integers(height - edge + 1)), int(rng.integers(width - edge + 1))
-            both = augment(patch_pair(pair.under, pair.over, (x, y), edge, binning), rng)
+            both = augment(patch_pair(pair.under, pair.over, (x, y), edge, base.binning), rng)
             both, signs = _symmetric(both, int(rng.integers(4)), bool(rng.random() < 0.5))
-            patches.append(standardised(both) if as_trained else both)
+            patches.append(as_trained(base.card, both))
             target.append(-signs * pair.knobs.vector() / scales)
         with torch.inference_mode():
             features.append(net.encoded(torch.from_numpy(np.stack(patches))))
